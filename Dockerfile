@@ -4,7 +4,7 @@
 #
 # ACCELERATOR: cpu, cuda13, cuda12 (extras of jax; CUDA comes in wheels, only the driver is the
 # node's) or tpu. PYTHON: 3.11 to 3.13. What is installed is pinned by constraints.txt. Runs and
-# data are mounted at /shared; the launch files look for data in /shared/data.
+# data are mounted at /shared; data are looked for in /shared/data.
 ARG PYTHON=3.12
 ARG ACCELERATOR=cpu
 FROM python:${PYTHON}-slim-bookworm AS base
@@ -24,8 +24,8 @@ RUN case "$ACCELERATOR" in \
     esac \
     && pip install -r requirements.txt ${extra:+"$extra"} -c constraints.txt
 COPY . .
-RUN useradd --uid 1000 --create-home fewstep && mkdir /shared /data && chown fewstep /shared /data
-ENV FEWSTEP_DATA=/data
+RUN useradd --uid 1000 --create-home fewstep && mkdir -p /shared/data && chown -R fewstep /shared
+ENV FEWSTEP_DATA=/shared/data
 CMD ["python", "main.py", "--help"]
 
 # No process of a job needs root; but the devices of a TPU belong to it.

@@ -8,6 +8,7 @@ hash of the images and the codec. The arrays are otherwise those of data/arrays/
 written by shards, hashed, continued after an interruption.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -109,8 +110,13 @@ def encoded(dataset: Dataset, encoder: Encoder) -> Undecoded:
         classes=dataset.classes,
         made="encoded",
         dtype=np.dtype(np.float16),
-        shard_bytes=SHARD_ROWS * int(np.prod(shape)) * np.dtype(np.float16).itemsize,
+        shard_bytes=latents_bytes(SHARD_ROWS, encoder.latent_shape),
     )
+
+
+def latents_bytes(images: int, latent_shape: tuple[int, ...]) -> int:
+    """The bytes of the latents of so many images."""
+    return images * VIEWS * 2 * math.prod(latent_shape) * np.dtype(np.float16).itemsize
 
 
 def channel_statistics(

@@ -76,10 +76,8 @@ def check_density(density: Density) -> Density:
 
     Raises ValueError that names the density otherwise.
     """
-    scale = density.scale
-    if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0.0):
-        raise ValueError(f"scale={scale!r} of density:{density.name} must be a number above 0")
-    x = scale * jax.random.normal(jax.random.key(0), (16, density.dim))
+    check_scale(density)
+    x = density.scale * jax.random.normal(jax.random.key(0), (16, density.dim))
     try:
         shape = jax.eval_shape(density.log_density, jax.ShapeDtypeStruct((density.dim,), x.dtype))
     except (TypeError, ValueError) as error:
@@ -101,6 +99,17 @@ def check_density(density: Density) -> Density:
             "another scale"
         )
     return density
+
+
+def check_scale(density: Density) -> None:
+    """Raises ValueError unless the scale is a finite number above 0."""
+    try:
+        good = 0.0 < float(density.scale) < math.inf
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        given = f"scale={density.scale!r} of density:{density.name}"
+        raise ValueError(f"{given} must be a finite number above 0")
 
 
 def quadrature(log_density: Callable[[np.ndarray], np.ndarray], grid: np.ndarray) -> float:

@@ -37,7 +37,7 @@ class Path(NamedTuple):
     alpha, sigma: signal and noise scale at time t.
     time_at: the time at which sigma / alpha equals rho (rho may be infinite).
     t_min, t_max: the range of t. Sampling starts at t_max from N(0, sigma(t_max)^2 I), unless
-        prior_scale is another deviation.
+        prior_scale gives another standard deviation.
     clock: the time that a network is given: t; on `ve` EDM's c_noise = log(t) / 4; on
         `vp_discrete` t - 1/1000.
     """
@@ -76,17 +76,20 @@ class Path(NamedTuple):
         return self.alpha_rate(t) * x_0 + self.sigma_rate(t) * eps
 
     def prior(self, eps: Array) -> Array:
-        """Where sampling starts: sigma(t_max) eps. Neglects the signal that is left at t_max."""
+        """Where sampling starts: sigma(t_max) eps, which neglects the signal that is left at t_max.
+
+        With prior_scale: prior_scale eps.
+        """
         own = self.prior_scale
         return (self.sigma(jnp.float32(self.t_max)) if own is None else own) * eps
 
     def from_standard_normal(self) -> "Path":
-        """The path of a diffusion that starts at N(0, I), if it preserves variance; else itself.
+        """The path of a diffusion that starts at N(0, I), if its variance is 1 there; else itself.
 
-        Little of a density's signal is left at t_max, but with it the variance is 1.
+        sigma(t_max) alone would leave out the little signal that is left at t_max.
         """
         with jax.ensure_compile_time_eval():
-            return self._replace(prior_scale=1.0) if preserves_variance(self) else self
+            return self._replace(prior_scale=1.0) if ends_at_unit_variance(self) else self
 
 
 def align(t: Array, x: Array) -> Array:
@@ -94,8 +97,8 @@ def align(t: Array, x: Array) -> Array:
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
-def preserves_variance(path: Path) -> bool:
-    """Whether alpha^2 + sigma^2 is 1 at both ends."""
+def ends_at_unit_variance(path: Path) -> bool:
+    """Whether alpha^2 + sigma^2 is 1 at t_min and at t_max."""
     ends = jnp.asarray([path.t_min, path.t_max], jnp.float32)
     return bool(abs(path.alpha(ends) ** 2 + path.sigma(ends) ** 2 - 1.0).max() < 1e-3)
 

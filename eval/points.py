@@ -56,6 +56,6 @@ def collapse_warnings(metrics: dict, floor: dict) -> list[str]:
     """Warnings of distances of a narrow set below those of two exact sets."""
     return [
         f"{name} {metrics[name]:.3f} is below the floor {floor[name]:.3f} of two exact sets: the "
-        "samples have collapsed, which is no win; see deviation_ratio"
+        "samples have collapsed, which is no win; see narrowest_ratio"
         for name in collapsed(metrics, floor)
     ]

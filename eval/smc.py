@@ -72,8 +72,8 @@ def tempered_smc(density: Density, count: int, seed: int) -> Tempered:
             # One more for the gradient at the first point of a temperature.
             return Tempered(points, log_z, (index + 1) * (MOVES * LEAPFROG + 1))
     raise ValueError(
-        f"evaluate.rows: tempered SMC of density:{density.name} has not come to an end after "
-        f"{MOST_TEMPERATURES} temperatures; leave smc out"
+        f"tempered SMC of density:{density.name} has not come to an end after "
+        f"{MOST_TEMPERATURES} temperatures; leave it out (evaluate.rows without smc)"
     )
 
 

@@ -5,7 +5,7 @@
 #       launch/kubernetes.sh --config=configs/cifar10.py:shortcut --workdir=/shared/runs/cifar10
 #
 # Build IMAGE from the Dockerfile with ACCELERATOR=cuda13. CLAIM is a volume that all pods can write,
-# mounted at /shared. Fills in and applies launch/kubernetes.yaml, which has the pods' commands. A
+# mounted at /shared; prepared data are in /shared/data. Fills in and applies launch/kubernetes.yaml, which has the pods' commands. A
 # job that has ended keeps its name: run `kubectl delete job,service NAME` before you start it again.
 set -euo pipefail
 

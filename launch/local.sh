@@ -22,8 +22,13 @@ if [ "$count" -eq 1 ]; then
   exec "$python" main.py "$@"
 fi
 
-IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES:-}"
-if [ "${#gpus[@]}" -gt 0 ] && [ "${#gpus[@]}" -lt "$count" ]; then
+# The GPUs of the processes. Without any, "" or -1, all processes have none.
+IFS=, read -ra gpus <<< "${CUDA_VISIBLE_DEVICES-}"
+case "${CUDA_VISIBLE_DEVICES-all}" in
+  all) for ((index = 0; index < count; index++)); do gpus[index]=$index; done ;;
+  "" | -1) for ((index = 0; index < count; index++)); do gpus[index]=-1; done ;;
+esac
+if [ "${#gpus[@]}" -lt "$count" ]; then
   echo "CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES has fewer GPUs than NPROC=$count" >&2
   exit 2
 fi
@@ -34,7 +39,7 @@ together() {
   shift
   pass_on
   for ((index = 0; index < count; index++)); do
-    CUDA_VISIBLE_DEVICES=${gpus[index]:-$index} start "$python" main.py "$@" \
+    CUDA_VISIBLE_DEVICES=${gpus[index]} start "$python" main.py "$@" \
       --coordinator="$address" --num_processes="$count" --process_id="$index"
   done
   for pid in "${children[@]}"; do

@@ -3,7 +3,7 @@
     dim = 2                            # number of coordinates; needed
     def velocity(x, t): ...            # dx/dt of the probability-flow ODE at x: [B, dim], t: [B]
     def control(x, t): ...             # or: u of dX = (beta/2 X + s sqrt(beta) u) dt + ...
-    path = {"name": "vp_ddpm", "beta_max": 10.0}     # if it is to be compared
+    path = {"name": "vp_ddpm", "beta_min": 0.1, "beta_max": 10.0}     # if it is to be compared
 
 Points are those of the density. t is the time of the student's path, from the data to the noise, at
 which the prior is N(0, s^2 I), s the scale of the density. The optimal control is

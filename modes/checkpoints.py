@@ -23,7 +23,7 @@ from fewstep.training.storage.identity import Identity
 from fewstep.training.storage.train_state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax puts this into the names of unfinished folders
-GONE = "removed by the run that trains"
+GONE = "no longer there: the run that trains has removed or renamed it"
 HEADER = f"{'step':>10}  {'saved':<16}  {'size':>10}  health"
 
 

@@ -108,7 +108,8 @@ def check_shapes(experiment: Experiment, config: ConfigDict, found: Imported) ->
     if own != needed:
         raise ValueError(
             f"the network in {found.file} is not that of the given fields: with these images, "
-            "codec or objective its parameters have other shapes; leave out what changes them"
+            "codec or objective its parameters have other names or shapes; leave out what changes "
+            "them"
         )
 
 

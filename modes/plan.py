@@ -14,11 +14,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fewstep.data.encoded import latents_bytes
 from fewstep.modes.budget import checkpoint_line, fixed_seconds, requested_target, time_lines
 from fewstep.modes.job import resident_bytes
 from fewstep.modes.mode import CONFIG, Flag, Mode, parse_integers, parse_number, parse_numbers
 from fewstep.modes.request import Request, require_config
-from fewstep.modes.resolve import encode_if_read, read_dataset, resolve_open_fields
+from fewstep.modes.resolve import read_dataset, resolve_open_fields
 from fewstep.modes.student import read_student
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (
@@ -34,7 +35,6 @@ from fewstep.training.cost.compiled import (
 from fewstep.training.cost.hardware import planned_hardware
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
-from fewstep.training.encoding import with_prepared_codec
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.networks import network_title
 from fewstep.training.sharding import (
@@ -106,7 +106,7 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
     needs = memory_plan(compiled)
     found = collectives(compiled.as_text())
     print(f"compiled in {time.perf_counter() - since:.0f} s", file=sys.stderr, flush=True)
-    kept = resident_images(config)
+    kept = resident_images(config, experiment.space.shape)
     parts = memory_parts(inputs) | ({} if kept is None else {"images": kept})
     state, given = device_bytes(inputs.state), sum(parts.values())
     peak = given + needs.added
@@ -135,10 +135,10 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
     ]
 
 
-def resident_images(config: ConfigDict) -> int | None:
+def resident_images(config: ConfigDict, shape: tuple[int, ...]) -> int | None:
     """Return the bytes of images or latents that each device keeps.
 
-    None if it keeps none, or if they are not here.
+    shape: what the network sees. None if they keep none, or if the data set is not here.
     """
     if not config.data.on_device:
         return None
@@ -146,11 +146,8 @@ def resident_images(config: ConfigDict) -> int | None:
         dataset = read_dataset(config)
     except FileNotFoundError:
         return None
-    if config.codec.name:
-        known = with_prepared_codec(config, dataset)
-        if known is None:
-            return None
-        config, dataset = encode_if_read(known, dataset)
+    if config.codec.name and dataset.has_pictures:  # it may not be encoded yet
+        return latents_bytes(len(dataset.train.labels), shape)
     return resident_bytes(config, dataset)
 
 

@@ -143,7 +143,8 @@ def default_out(
 ) -> Path:
     """Return WORKDIR/samples/NAME, where NAME says how the samples are made; an .npz for points.
 
-    NAME has the first and last seed of points, but none of pictures, whose own names have them.
+    For points NAME has the number of seeds, the first and the last; pictures have theirs in names
+    of their own.
     labels: those of --labels.
     """
     parts = [
@@ -157,7 +158,7 @@ def default_out(
     ]
     name, seeds = "-".join(parts)[:LONGEST_NAME], request.seeds or DEFAULT_SEEDS
     if space.image is None:
-        name += f"-seeds_{seeds[0]}_to_{seeds[-1]}.npz"
+        name += f"-{len(seeds)}_seeds_{seeds[0]}_to_{seeds[-1]}.npz"
     return require_workdir(request) / FOLDER / name
 
 
@@ -177,7 +178,8 @@ def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
         check_writable(out.parent, "choose another --out")
         if picture.exists() and not out.exists():
             raise ValueError(
-                f"--out={out} would replace {picture}, which is not of a draw; choose another --out"
+                f"{picture} would be replaced, beside which there is no {out.name}; move it, or "
+                "choose another --out"
             )
     else:
         check_folder(out, made_from)

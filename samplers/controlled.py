@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.path import Path, preserves_variance
+from fewstep.diffusion.path import Path, ends_at_unit_variance
 from fewstep.diffusion.prediction import Denoise
 from fewstep.samplers.ode import Solver
 from fewstep.samplers.sde import noise_like
@@ -71,7 +71,7 @@ def euler_kernel(path: Path, t: Array, s: Array) -> Kernel:
 def exponential_kernel(path: Path, t: Array, s: Array) -> Kernel:
     """The exact kernel of noising from s to t."""
     c = path.alpha(t) / path.alpha(s)
-    # 1 - c^2, which cancels in float32 for short steps.
+    # Equal to 1 - c^2, which would cancel in float32 for short steps.
     return Kernel(c, path.sigma(t) ** 2 - (c * path.sigma(s)) ** 2)
 
 
@@ -133,7 +133,10 @@ def check_noising(path: Path) -> None:
     """Raises ValueError unless a path preserves variance and noises at a finite rate."""
     needed = "a diffusion from N(0, I) needs a variance-preserving path with a finite rate"
     with jax.ensure_compile_time_eval():
-        preserves, last = preserves_variance(path), float(path.alpha(jnp.float32(path.t_max)))
+        preserves, last = (
+            ends_at_unit_variance(path),
+            float(path.alpha(jnp.float32(path.t_max))),
+        )
     if preserves and path.name == "vp_ddpm" and last <= LEAST_ALPHA:
         raise ValueError(
             f"{needed}: path.beta_max leaves alpha = {last:.1g} at the noise end, and "

@@ -240,7 +240,8 @@ def test_several_processes_on_one_machine_meet(call):
 
 def test_each_process_on_one_machine_has_its_gpu(call, programs):
     seen = programs / "record.gpus"
-    for given, each in ((None, "01"), ("4,7", "47"), ("GPU-a,GPU-b,GPU-c", ("GPU-a", "GPU-b"))):
+    cases = {None: "01", "4,7": "47", "GPU-a,GPU-b,GPU-c": ("GPU-a", "GPU-b")}
+    for given, each in (cases | dict.fromkeys(("", "-1"), ("-1", "-1"))).items():
         seen.unlink(missing_ok=True)
         own = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
         assert call("local.sh", *FLAGS, NPROC="2", **own)[0] == 0

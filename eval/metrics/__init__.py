@@ -107,7 +107,7 @@ METRICS = {
         part="deviation",
         in_text=True,
         note="Deviation and quartile ratios are those of the coordinate where the ratio to the "
-        "exact spread is farthest from 1.",
+        "exact spread is farthest from 1, and the narrowest that of the smallest ratio.",
     ),
     "quartile_ratio": spread_of_points("quartile ratio", part="quartiles"),
     "narrowest_ratio": spread_of_points("narrowest quartile ratio", part="narrowest"),

@@ -1,6 +1,7 @@
 """Evaluated runs as rows of numbers: a CSV file, and a table in plain text.
 
-A row is the mean over the seeds of a method at a number of sampling steps, or one of its seeds.
+A row is the mean over the seeds of a method at a number of sampling steps, or one of its seeds, or
+what corrects its samples. In the file, rows of real data, of the prior and of SMC come last.
 """
 
 import csv
@@ -87,15 +88,15 @@ def seed_rows(groups: Groups) -> list[dict[str, Any]]:
     return found
 
 
-def reference_rows(groups: Groups) -> list[dict[str, Any]]:
+def rows_without_samples(groups: Groups) -> list[dict[str, Any]]:
     """The rows of real data, of the untrained prior and of SMC, where they were measured."""
     rows = ((title, reference_numbers(groups, name)) for name, title in REFERENCES.items())
     return [{"method": title, **numbers} for title, numbers in rows if numbers]
 
 
 def write_csv(path: Path, groups: Groups) -> None:
-    """Writes all columns of the means and of each seed as a CSV file, whole or not at all."""
-    found = [*seed_rows(groups), *reference_rows(groups)]
+    """Writes all rows with all their columns as a CSV file, whole or not at all."""
+    found = [*seed_rows(groups), *rows_without_samples(groups)]
     columns = list(dict.fromkeys(column for of_method in found for column in of_method))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

@@ -43,7 +43,7 @@ def test_every_gradient_of_a_particle_is_counted():
 
 def test_smc_that_does_not_end_names_the_field(monkeypatch):
     monkeypatch.setattr(smc, "MOST_TEMPERATURES", 1)
-    with pytest.raises(ValueError, match="evaluate.rows: tempered SMC of density:dw2 has not come"):
+    with pytest.raises(ValueError, match="SMC of density:dw2 has not come .* leave it out"):
         tempered_smc(find_density("dw2"), 100, seed=0)
 
 

@@ -19,7 +19,7 @@ from fewstep.modes.request import Request
 from fewstep.modes.sample import sample
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.exports.own import PLACES, config_without_places
-from fewstep.training.exports.published import unsaid
+from fewstep.training.exports.published import import_flags
 from fewstep.training.storage import workdir
 from fewstep.weights.layouts.blocks import split_blocks
 from fewstep.weights.layouts.names import flatten
@@ -174,7 +174,7 @@ def test_published_names_come_back(runs, tmp_path, name, layout):
 def test_the_command_of_a_card_says_what_a_published_file_does_not(fields, flags):
     config = small_config(**fields, **{"data.image_size": 32})
     named = {f"config.{field}": value for field, value in flags.items()}
-    assert unsaid(config) == {"config.data.image_size": 32, **named}
+    assert import_flags(config) == {"config.data.image_size": 32, **named}
 
 
 def test_a_folder_of_diffusers_has_its_parts_and_comes_back(runs, tmp_path):

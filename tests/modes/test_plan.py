@@ -117,15 +117,15 @@ def test_the_devices_of_the_target_fill_the_mesh_as_in_training():
 
 def test_images_that_each_device_keeps_are_counted_if_they_are_here(tmp_path):
     config = digits.get_config()
-    assert resident_images(config) is None
+    assert resident_images(config, (8, 8, 1)) is None
     config.data.on_device = True
-    assert resident_images(config) == 1437 * 8 * 8  # of one byte
+    assert resident_images(config, (8, 8, 1)) == 1437 * 8 * 8  # of one byte
     latent = config.copy_and_resolve_references()
-    latent.codec.name = "linear"
-    latent.data.update(dir=str(tmp_path), image_size=8, channels=1)
-    assert resident_images(latent) is None  # they are not encoded yet
+    latent.codec.name = "f4"  # whose weights are not here
+    # Two views, mean and deviation, of two bytes.
+    assert resident_images(latent, (2, 2, 4)) == 1437 * 2 * 2 * 2 * 2 * 4 * 2
     config.data.update(name="cifar10", dir=str(tmp_path))
-    assert resident_images(config) is None
+    assert resident_images(config, (32, 32, 3)) is None
 
 
 def test_what_fits_and_what_would_help():

@@ -44,6 +44,6 @@ def test_the_end_at_pure_noise_is_the_sample_in_one_step(name):
                 end(case, scale)
             continue
         possible += 1
-        # `ve` paths end beside the data in one of the two.
+        # On `ve`, samples end at the noise of t_min or without any.
         np.testing.assert_allclose(end(case, scale), sampled, atol=0.01)
     assert possible

@@ -38,7 +38,11 @@ def published_contents(exported: Exported, layout: str) -> Contents:
     tree.pop("loss_weight", None)
     tensors = published_tensors(layout, tree, dit_sizes(exported))
     command = shell_flags(
-        "import", weights=file, layout=layout, workdir="runs/imported", **unsaid(exported.config)
+        "import",
+        weights=file,
+        layout=layout,
+        workdir="runs/imported",
+        **import_flags(exported.config),
     )
     loading = (
         f"`{file}` has the names and shapes of {published.title} as its authors publish it. With "
@@ -49,10 +53,10 @@ def published_contents(exported: Exported, layout: str) -> Contents:
     )
 
 
-def unsaid(config: ConfigDict) -> dict[str, Any]:
+def import_flags(config: ConfigDict) -> dict[str, Any]:
     """Flags of what a published file does not say of its run: its images, and their codec.
 
-    Weights of a codec are named when the run that is made of the file samples.
+    The weights of the codec are not among them; they are given when the imported run samples.
     """
     flags = {"config.data.image_size": config.data.image_size}
     if config.codec.name:

@@ -83,6 +83,7 @@ OTHER_PARTS = {
     "inception_score": "mean",
     "deviation_ratio": "deviation",
     "quartile_ratio": "quartiles",
+    "narrowest_ratio": "narrowest",
     "mean_error": "mean",
 }
 
