@@ -18,6 +18,7 @@ from fewstep import library
 from fewstep.modes.request import Request
 from fewstep.modes.sample import sample
 from fewstep.training.storage.mirror import mirrored
+from fewstep.training.storage.workdir import recorded_identity
 from tests.training.runs import save_run
 
 QUIET = """
@@ -99,6 +100,35 @@ def test_sampling_compiles_once_for_each_number_of_steps_and_batch(folder, caplo
     assert caplog.text.count("Compiling jit(sample)") == 2
 
 
+def test_each_guidance_scale_has_samples_of_its_own(tmp_path):
+    run = fewstep.load(save_run(tmp_path / "run", "flow_matching", **{"evaluate.batch_size": 4}))
+    first, other, again = (run.sample(count=4, steps=2, guidance=g) for g in (1.0, 3.0, 1.0))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+def test_what_is_loaded_is_what_was_asked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(library, "load_run", asked.append)
+    monkeypatch.setattr(library, "Run", lambda loaded: loaded)
+    fewstep.load("run", step=5, network="network", solver="heun", codec_weights="codec.npz")
+    (request,) = asked
+    assert (request.checkpoint, request.network, request.solver) == (5, "network", "heun")
+    assert request.workdir == Path("run") and request.fields == {"codec.weights": "codec.npz"}
+
+
+def test_a_run_starts_from_another(folder, tmp_path):
+    config = fewstep.load(folder).config.copy_and_resolve_references()
+    with config.unlocked():
+        config.steps, config.optimizer.learning_rate, config.evaluate.steps = 1, 1e-30, ()
+    config.data.name = "digits"
+    run = fewstep.train(config, tmp_path / "run", start=str(folder))
+    before = fewstep.load(folder, network="network")
+    after = fewstep.load(tmp_path / "run", network="network")
+    jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+    assert recorded_identity(run.folder).started_from["step"] == 5
+
+
 def test_settings_of_the_caller_stay(folder, monkeypatch):
     seen, load_run = [], library.load_run
     settings = lambda: (jax.config.jax_softmax_custom_jvp, logging.get_verbosity())
@@ -129,9 +159,15 @@ def test_denoising_is_the_prediction_of_the_network(run):
 def test_a_network_of_guidance_and_its_interval_denoises(tmp_path):
     fields = {"model.guidance_input": True, "model.guidance_interval": True}
     fields |= {"model.second_time": "interval", "objective.guidance_range": (1.0, 4.0)}
+    fields |= {"objective.guidance_interval": (0.2, 0.7), "objective.guidance_scale": 2.0}
     folder = save_run(tmp_path / "run", "improved_mean_flow", **fields)
-    x_0 = fewstep.load(folder).denoise(np.ones((2, 8, 8, 1)), 0.5)
-    assert x_0.shape == (2, 8, 8, 1) and np.isfinite(x_0).all()
+    run = fewstep.load(folder)
+    x, t = np.ones((2, 8, 8, 1), np.float32), jnp.full(2, 0.5)
+    given = {"guidance_scale": 2.0, "guidance_start": 0.2, "guidance_end": 0.7}
+    condition = {name: jnp.full(2, value) for name, value in given.items()}
+    condition["label"] = jnp.full(2, -1)
+    expected = run.model.endpoints(run.params, x, t, condition).x_0
+    np.testing.assert_allclose(run.denoise(x, 0.5), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_config_is_that_of_the_command_line(monkeypatch):

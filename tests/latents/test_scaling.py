@@ -36,6 +36,9 @@ def test_the_published_formulas():
     latents = draw()
     np.testing.assert_array_equal(scale_latents(SCALINGS["none"], latents), latents)
     np.testing.assert_allclose(scale_latents(SCALINGS["sd"], latents), 0.18215 * latents)
+    np.testing.assert_allclose(scale_latents(SCALINGS["sdxl"], latents), 0.13025 * latents)
+    sd3 = (latents - 0.0609) * 1.5305
+    np.testing.assert_allclose(scale_latents(SCALINGS["sd3"], latents), sd3, atol=1e-6)
     flux = (latents - 0.1159) * 0.3611
     np.testing.assert_allclose(scale_latents(SCALINGS["flux"], latents), flux, atol=1e-6)
     edm2 = 0.5 * (latents - RAW_MEAN) / RAW_STD

@@ -19,13 +19,23 @@ S = jnp.array([0.3, 0.1, 0.0])
 LABEL = jnp.array([0, 2, -1])
 
 
-def conditioning(second_time="none", guidance_input=False, time_scale=10.0, num_classes=CLASSES):
-    scalars = scalar_inputs(second_time, guidance_input, time_scale)
+TIME_SCALE = 10.0
+
+
+def conditioning(
+    second_time="none",
+    guidance_input=False,
+    time_scale=TIME_SCALE,
+    num_classes=CLASSES,
+    guidance_interval=False,
+):
+    scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     return Conditioning(WIDTH, num_classes, scalars)
 
 
 def initial_params(module):
     condition = {"label": LABEL, "guidance_scale": jnp.ones(3)}
+    condition |= {f"guidance_{end}": jnp.zeros(3) for end in ("start", "end")}
     return module.init(jax.random.key(0), T, S, condition)["params"]
 
 
@@ -112,6 +122,21 @@ def test_guidance_scale_is_added_unscaled():
     first = conditioning().apply({"params": params}, T, S, {"label": LABEL})
     expected = embed(params, "guidance_embedder", guidance)
     assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(total - first, expected, atol=1e-6)
+
+
+def test_each_end_of_the_guidance_interval_has_its_embedder():
+    module = conditioning(guidance_interval=True)
+    params = initial_params(module)
+    ends = {"start": jnp.array([0.0, 0.2, 0.4]), "end": jnp.array([0.6, 1.0, 0.9])}
+    for i, end in enumerate(ends):
+        kernel = 0.1 * jax.random.normal(jax.random.key(i), (WIDTH, WIDTH))
+        params[f"guidance_{end}_embedder"]["output"]["kernel"] = kernel
+    given = {f"guidance_{end}": value for end, value in ends.items()}
+    total = module.apply({"params": params}, T, S, {"label": LABEL, **given})
+    first = conditioning().apply({"params": params}, T, S, {"label": LABEL})
+    scaled = {end: TIME_SCALE * value for end, value in ends.items()}
+    expected = sum(embed(params, f"guidance_{end}_embedder", t) for end, t in scaled.items())
     np.testing.assert_allclose(total - first, expected, atol=1e-6)
 
 

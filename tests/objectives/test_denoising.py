@@ -79,6 +79,11 @@ def test_edm_gives_the_network_scaled_inputs_and_its_c_noise():
     model.predict({}, x, t, t, {})
     np.testing.assert_allclose(seen["x"][:, 0], x[:, 0] / np.sqrt(0.25 + np.array(t) ** 2), 1e-6)
     np.testing.assert_allclose(seen["t"], np.log(np.array(t)) / 4, rtol=1e-5)
+    given = dict(seen)
+    seen.clear()
+    features = lambda params, x, t, s, condition, names: (apply(params, x, t, s, condition), {})
+    model._replace(network=model.network._replace(features=features)).features({}, x, t, t, {}, ())
+    jax.tree.map(np.testing.assert_array_equal, seen, given)
 
 
 def minimum(path):

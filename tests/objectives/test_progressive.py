@@ -24,8 +24,13 @@ from fewstep.objectives.sampling import learned_guidance
 from fewstep.objectives.shortcut import bootstrap_target
 from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import ddim, ddim_step
+from fewstep.training.compiled_step import create_state
+from fewstep.training.experiment import build
+from fewstep.training.sharding import make_mesh
+from fewstep.training.step import train_step
 from tests.gaussian import Gaussian
 from tests.networks import affine_network, build_model, exact_denoiser, unscaled_model
+from tests.training.runs import random_batch, small_config
 
 KEY = jax.random.key(0)
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -217,6 +222,36 @@ def test_the_loss_is_the_paper_s_in_numpy_in_each_stage(guidance):
         expected = np.maximum((a / sd)[:, 0] ** 2, 1.0) * error
         loss, _ = objective.players["network"].loss(student, {"teacher": teacher}, data, KEY, step)
         np.testing.assert_allclose(loss, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_the_teacher_of_a_stage_is_the_student_of_the_one_before_and_stays():
+    """Through the config and the training step: teacher, average and rate of each stage."""
+    fields = {"objective.max_steps": 4, "ema.decays": (0.5,), "optimizer.learning_rate": 1e-2}
+    config = small_config("progressive", steps=6, **fields)
+    experiment = build(config, affine_network())
+    rate = experiment.optimizers["network"].learning_rate
+    assert rate(0) == rate(2) == rate(4) > rate(1) > 0.0
+    objective, optimizers = experiment.objective, experiment.optimizers
+    state = create_state(objective, optimizers, 0, {}, make_mesh())
+    step = jax.jit(train_step(objective, optimizers, 0))
+    batch = random_batch(objective, 16, (2,), 3)
+    teachers, students, averages = [], [], []
+    for _ in range(6):
+        teachers.append(state.followers["teacher"])
+        students.append(state.networks["network"])
+        averages.append(state.followers["ema_0.5"])
+        state, _ = step(state, {}, batch)
+    for start in (2, 4):
+        jax.tree.map(np.testing.assert_array_equal, teachers[start + 1], students[start])
+        # The average lies between the first two students of the stage.
+        before, after, found = (
+            np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+            for tree in (students[start], students[start + 1], averages[start + 1])
+        )
+        moved = np.abs(after - before) > 1e-4
+        share = (found - before)[moved] / (after - before)[moved]
+        assert moved.sum() > 2 and 0.1 < share[0] < 0.95
+        np.testing.assert_allclose(share, share[0], rtol=0.02)
 
 
 def test_guidance_is_computed_in_the_first_stage_alone():

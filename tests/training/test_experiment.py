@@ -71,6 +71,7 @@ def test_several_averages_and_the_one_that_samples():
 def test_each_average_has_its_own_width(warmup):
     fields = {"ema.decays": (0.3, 0.9), "ema.power_stds": (0.05, 0.2), "ema.warmup": warmup}
     followers = averages(small_config(**fields).ema, "generator")
+    assert all(follower.restarts for follower in followers.values())
     constant = warmed_ema if warmup else constant_ema
     expected = {f"ema_{decay}": constant(decay) for decay in (0.3, 0.9)}
     expected |= {f"power_{std}": power_ema(std) for std in (0.05, 0.2)}

@@ -8,7 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from fewstep.data import NEWEST_ORDER, Pairs, image_batches, index_batches, label_batches
+from fewstep.data import (
+    NEWEST_ORDER,
+    Pairs,
+    image_batches,
+    index_batches,
+    label_batches,
+    pair_batches,
+)
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.training import sources
 from fewstep.training.sharding import put_batch
@@ -70,6 +77,10 @@ def test_each_source_is_its_own_part_of_the_data(on_device):
     expected = next(rows(make_dataset(8, 1).train, flip=True, **share))
     jax.tree.map(np.testing.assert_array_equal, batch["images"], expected)
     np.testing.assert_array_equal(batch["pairs"]["x_0"], 2.0 * batch["pairs"]["eps"])
+    earlier = supply_of(("pairs",))._replace(order=1)
+    batch = next(open_sources(earlier).batches(4))
+    expected = next(pair_batches(PAIRS, order=1, **share))
+    jax.tree.map(np.testing.assert_array_equal, batch["pairs"], expected)
     batch = next(open_sources(supply_of(("labels",))).batches(4))
     expected = next(label_batches(COUNTS, **share))
     np.testing.assert_array_equal(batch["labels"]["label"], expected["label"])

@@ -37,13 +37,8 @@ def published_contents(exported: Exported, layout: str) -> Contents:
     file, tree = f"{layout}.safetensors", dict(exported.params)
     tree.pop("loss_weight", None)
     tensors = published_tensors(layout, tree, dit_sizes(exported))
-    command = shell_flags(
-        "import",
-        weights=file,
-        layout=layout,
-        workdir="runs/imported",
-        **import_flags(exported.config),
-    )
+    flags = {"weights": file, "layout": layout, "workdir": "runs/imported"}
+    command = shell_flags("import", **flags, **import_flags(exported.config))
     loading = (
         f"`{file}` has the names and shapes of {published.title} as its authors publish it. With "
         f"Fewstep:\n\n```\npython main.py {command}\n```"

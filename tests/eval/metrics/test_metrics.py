@@ -76,6 +76,14 @@ def test_the_documentation_lists_every_metric_and_its_file():
     }
 
 
+def test_each_metric_has_its_direction():
+    more = {"agreement", "inception_score", "precision", "recall", "density", "coverage"}
+    neither = {"deviation_ratio", "quartile_ratio", "narrowest_ratio", "mode_entropy", "closer"}
+    found = {name: metric.better for name, metric in METRICS.items()}
+    assert {name for name, better in found.items() if better == MORE} == more
+    assert {name for name, better in found.items() if better == NEITHER} == neither
+
+
 # Metrics whose number is a field of another name.
 OTHER_PARTS = {
     "closer": "share_closer",
