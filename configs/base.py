@@ -205,12 +205,25 @@ def model() -> ConfigDict:
     )
 
 
+UNETS = ("song_unet", "adm_unet")
+
+
+def time_scale_for(config: ConfigDict, name: str) -> float | None:
+    """The time scale for a network that replaces the config's; None is that network's default.
+
+    A U-Net has EDM's, 1, on `ve`, whose clock is log(sigma) / 4. On other paths, whose times are
+    fractions, it needs that of the method as a DiT does.
+    """
+    return config.model.get("time_scale") if name in UNETS and config.path.name != "ve" else None
+
+
 def use_network(config: ConfigDict, name: str) -> None:
     """Name another network, and leave its fields to its own defaults and to the method."""
+    time_scale = time_scale_for(config, name)
     for field, value in config.model.items():
         if value is not None:
             config.model[field] = placeholder(type(value))
-    config.model.name = name
+    config.model.name, config.model.time_scale = name, time_scale
 
 
 def path() -> ConfigDict:

@@ -77,7 +77,8 @@ def get_config(method: str = "edm") -> ConfigDict:
         config.model.dtype, config.model.dropout = "bfloat16", 0.1
     config.optimizer.name, config.optimizer.learning_rate = "adam", 1e-4
     config.optimizer.warmup_steps = round(WARMUP / BATCH)
-    config.ema.decays = (0.5 ** (BATCH / HALF_LIFE),)
+    if config.ema.decays:
+        config.ema.decays = (0.5 ** (BATCH / HALF_LIFE),)
     config.checkpoint.every = 10_000
     config.evaluate.every = 50_000
     config.evaluate.num_samples, config.evaluate.final_samples = 4096, 50_000

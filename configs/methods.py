@@ -62,7 +62,7 @@ def trigflow(config: ConfigDict) -> None:
 
 
 def trigflow_model(config: ConfigDict) -> None:
-    """Path, prediction and time scale of sCM, small because its loss differentiates in t."""
+    """Path and prediction of sCM, and a small time scale, since its loss differentiates in t."""
     config.path.name = "trigflow"
     config.prediction.kind = "F"
     config.model.time_scale = 4.0
@@ -461,6 +461,7 @@ def frans_2024(method: str) -> ConfigDict:
     chosen.data.name = "folder:"
     chosen.data.image_size = 256
     chosen.data.channels = 3
+    chosen.data.flip = True
     if method == "autoencoder":
         chosen.model.codec = "sd"
     else:
@@ -472,7 +473,8 @@ def frans_2024(method: str) -> ConfigDict:
     chosen.optimizer.learning_rate = 1e-4
     if chosen.optimizer.name == "adamw":
         chosen.optimizer.weight_decay = 0.1
-    chosen.ema.decays = (0.999,)
+    if chosen.ema.decays:
+        chosen.ema.decays = (0.999,)
     chosen.checkpoint.every = 20_000
     chosen.evaluate.every = 50_000
     chosen.evaluate.num_samples, chosen.evaluate.final_samples = 4096, 50_000

@@ -5,6 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from fewstep.configs.base import time_scale_for
+
 
 def forget_replaced(
     config: ConfigDict, given: Mapping[str, Any], before: Mapping[str, Any]
@@ -22,7 +24,10 @@ def forget_replaced(
             open_scaling(config, set(given))
         is_part = part in ("model", "path", "prediction") or part.startswith("objective.")
         if is_part and last in ("name", "kind") and name != before[field]:
+            time_scale = time_scale_for(config, name)
             unset(config, part, keep=set(given))
+            if part == "model" and "model.time_scale" not in given:
+                config.model.time_scale = time_scale
 
 
 def open_scaling(config: ConfigDict, keep: Set[str]) -> None:

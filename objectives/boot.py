@@ -23,8 +23,8 @@ y is the data that the network's output stands for at (x_T, T), and t is its sec
 that starts as the teacher, without effect of the second time, satisfies the boundary condition.
 
 Where the paper and this file differ: the paper divides L_BS by gap^2, which is constant here and so
-a part of boundary_weight, and its perceptual distances are not offered. s is any time from data to
-one gap below T, drawn uniformly in the spacing. The paper published no code.
+a part of boundary_weight, and has perceptual distances, which `objective.distance` offers. s is any
+time from data to one gap below T, drawn uniformly in the spacing. The paper published no code.
 """
 
 from collections.abc import Mapping

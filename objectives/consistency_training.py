@@ -15,8 +15,8 @@ score: exactly for f affine in x, and otherwise up to a term of relative size O(
     d       squared L2 (and LPIPS there)       pseudo-Huber, c = 0.00054 sqrt(D)
     w       1                                  1 / (rho_t - rho_s), on `ve` 1 / (t - s)
 
-mu(k) follows the paper's formula with N(k); the paper's code has N(k) - 1. LPIPS needs a network of
-pre-trained features and is not available here.
+mu(k) follows the paper's formula with N(k); the paper's code has N(k) - 1. LPIPS is
+`objective.distance.name=lpips`, with its published files (docs/consistency.md).
 """
 
 from collections.abc import Callable, Sequence

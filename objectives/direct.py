@@ -11,7 +11,7 @@ before the first step (training/pairs.py), so no gradient reaches a teacher.
 
 Pairs of a reflow run (reflow.py) make this the distillation of rectified flows (Liu et al. 2023)
 and the second stage of InstaFlow (Liu et al. 2024): the method `reflow_distill`. Both papers end it
-with LPIPS; the distance `features`, of the classifier of the data, is the nearest here.
+with LPIPS (`objective.distance.name=lpips`, with its published files); the default is squared L2.
 
 Where the paper, its code and this file differ: the paper has about a million pairs of CIFAR-10, of
 100 steps of DDIM (`pairs.count`, `pairs.steps`). Labels condition both sides here, and the teacher

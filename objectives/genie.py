@@ -32,7 +32,6 @@ Where the paper and this file differ:
 * With `guidance_scale` the target is the rate of the guided eps along the guided trajectory, which
   is not linear in the scale. The head then knows that scale alone. Its features are those of the
   evaluation with the label.
-* Their last step denoises (`ends_at`); here it goes to the path's end.
 """
 
 from collections.abc import Callable, Mapping

@@ -23,7 +23,7 @@ Where the paper, its code and this file differ:
 * Any path and prediction serve; on the linear path DDIM is Euler.
 * Fewer than `rollout_steps` sampling steps take the straight flow, which has learned
   `guidance_scale`. More take the flow, guided at any scale. The code turns at 128.
-* Live and flow rows are different images; the code uses the same leading images for both.
+* Live and flow rows have different noise and labels; the code shares those of the leading rows.
 """
 
 from collections.abc import Callable, Mapping

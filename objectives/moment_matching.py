@@ -10,8 +10,8 @@ with less noise. If the student is right, such points are distributed as noised 
 s is uniform in the spacing, and t lies up to 1 / k of it above, for sampling in k steps or more. In
 this form z_s is a noised sample, like that of a one-step generator, with a noise that partly comes
 from z_t (tests: it is the posterior of DDPM). Matched are the means E[x_g | z_s] and E[x_0 | z_s],
-which is the teacher's prediction D(z_s). A fake score F estimates the first. As in algorithm 2 it
-is updated before the student in each step:
+which is the teacher's prediction D(z_s). A fake score F estimates the first. Algorithm 2 updates
+one of the two networks in turn; here both are updated in each step, F first:
 
     L_F = E || F(z_s) - x_g ||^2 + || F(z_s) - D(z_s) ||^2
     L   = E (F(z_s) - D(z_s))^T x_g,     F(z_s) - D(z_s) detached

@@ -199,7 +199,7 @@ def test_with_a_teacher_a_method_and_its_flow_variant_are_the_same(file, method)
     flow = f"{method}_flow"
     presets = config_of(file, method), config_of(file, flow)
     # Lengths and optimizers that a paper has for one of them.
-    inherited = ("path.", "prediction.", "codec.")
+    inherited = ("path.", "prediction.", "codec.", "model.time_scale")
     published = {n for n in differing(*presets) if not n.startswith(inherited)}
     assert not published or (file, method) == ("cifar10", "cd")
     edm, flow_matching = config_of(file, "edm"), config_of(file, "flow_matching")
