@@ -31,7 +31,8 @@ def get_config(method: str = "dis") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 50
     config.optimizer.clip_norm = 1.0
-    config.ema.decays = (0.99,)
+    if config.ema.decays:
+        config.ema.decays = (0.99,)
     config.checkpoint.every = 500
     # Open, since a small step may be shorter than its dispatch (training/cost/choice.py).
     config.steps_per_dispatch = placeholder(int)

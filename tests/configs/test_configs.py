@@ -356,11 +356,40 @@ def test_cifar10_has_the_published_settings_of_progressive_distillation():
     assert (config.batch_size, config.model.dropout, config.ema.decays) == (128, 0.0, ())
 
 
-def test_the_latent_configs_have_the_paper_s_share_of_bootstrap_rows():
+@pytest.mark.parametrize(
+    ("method", "scale"), [("edm", None), ("cd", None), ("flow_matching", 1000.0), ("trigflow", 4.0)]
+)
+def test_a_u_net_keeps_the_time_scale_of_a_method_but_on_ve(method, scale):
+    assert config_of("imagenet64", method).model.time_scale == scale
+    config = config_of("cifar10", method)
+    before, config.model.name = {"model.name": config.model.name}, "song_unet"
+    overrides.forget_replaced(config, {"model.name": "song_unet"}, before)
+    assert config.model.time_scale == scale
+    assert config.model.size is None
+
+
+def test_cifar10_warms_up_and_clips_as_the_papers_do():
+    found = {
+        m: config_of("cifar10", m).optimizer for m in ("ddpm", "edm", "cd", "ct", "ict", "tract")
+    }
+    assert {m: (o.warmup_steps, o.clip_norm) for m, o in found.items()} == {
+        "ddpm": (5000, 1.0),
+        "edm": (19_531, 0.0),
+        "tract": (0, 1.0),
+        **dict.fromkeys(("cd", "ct", "ict"), (0, 0.0)),
+    }
+    assert config_of("cifar10", "edm").objective.ends_at == "data"
+    of_code = config_of("cifar10", "mean_flow").objective
+    assert (of_code.weight_power, of_code.time_sampler.mean) == (0.75, -2.0)
+    assert not any(config_of(file, "progressive").ema.decays for file in FILES)
+
+
+def test_the_latent_configs_mirror_images_and_have_the_paper_s_share_of_bootstrap_rows():
     # Frans et al. 2024; their code's default is 1/8.
     for name, batch in (("imagenet256", 256), ("celebahq256", 64)):
         config = config_of(name, "shortcut")
         assert (config.batch_size, config.objective.bootstrap_fraction) == (batch, 0.25)
+        assert config.data.flip
 
 
 def test_the_law_of_fashion_mnist_s_noise_is_the_paper_s_in_units_of_its_deviation():
