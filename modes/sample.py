@@ -143,9 +143,8 @@ def default_out(
 ) -> Path:
     """Return WORKDIR/samples/NAME, where NAME says how the samples are made; an .npz for points.
 
-    For points NAME has the number of seeds, the first and the last; pictures have theirs in names
-    of their own.
-    labels: those of --labels.
+    For points NAME has the number of seeds, the first and the last; pictures have theirs in their
+    own names. labels: those of --labels.
     """
     parts = [
         f"step_{made_from['step']:08d}",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.autoencoder import EPSILON, autoencoder, normalization
+from fewstep.models.autoencoder import EPSILON, autoencoder, halving, normalization
 
 FIELDS = {"widths": (4, 8), "blocks": 1, "latent_channels": 2, "groups": 2}
 SHAPE = (8, 12, 3)
@@ -71,6 +71,15 @@ def test_the_logarithm_of_the_variance_is_cut(built):
 def symmetric(tree):
     """Parameters whose convolutions equal their mirror images."""
     return jax.tree.map(lambda x: (x + x[:, ::-1]) / 2 if x.ndim == 4 else x, tree)
+
+
+def test_halving_reads_a_pixel_and_those_after_it():
+    module, x = halving(1, "halve"), jnp.arange(16.0).reshape(1, 4, 4, 1)
+    for row, column in ((0, 0), (1, 2), (2, 1)):
+        kernel = jnp.zeros((3, 3, 1, 1)).at[row, column].set(1.0)
+        found = module.apply({"params": {"kernel": kernel, "bias": jnp.zeros(1)}}, x)
+        wide = np.pad(np.arange(16.0).reshape(4, 4), ((0, 1), (0, 1)))
+        np.testing.assert_array_equal(found[0, ..., 0], wide[row::2, column::2][:2, :2])
 
 
 @pytest.mark.parametrize(("widths", "mirrored"), [((4,), True), ((4, 8), False)])

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from fewstep.models.adm_unet import adm_unet
+from fewstep.models.adm_unet import ADM, adm_unet
 from fewstep.models.resampling import double, halve, halve_inner
-from fewstep.models.song_unet import song_unet
+from fewstep.models.song_unet import DDPMPP, song_unet
+from fewstep.models.unet_blocks import UNetBlock
 
 SHAPE, CLASSES = (8, 8, 2), 3
 FIELDS = {"width": 8, "multipliers": (1, 2), "depth": 1, "attention_sides": (8,)}
@@ -68,6 +69,58 @@ def test_the_box_averages_and_repeats_and_a_border_is_read():
     inner = halve_inner(jnp.ones((1, 6, 6, 1)), smooth)
     np.testing.assert_array_equal(inner, jnp.ones((1, 2, 2, 1)))
     assert halve(jnp.ones((1, 4, 4, 1)), smooth)[0, 0, 0, 0] == (7 / 8) ** 2
+
+
+def normalised(x, params, epsilon):
+    """Group normalisation by the formula: 4 channels a group here. x: [B, H, W, C]."""
+    groups = np.float64(x).reshape(*x.shape[:3], -1, 4)
+    centred = groups - groups.mean(axis=(1, 2, 4), keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(axis=(1, 2, 4), keepdims=True) + epsilon)
+    return (centred / deviation).reshape(x.shape) * params["scale"] + params["bias"]
+
+
+def convolved(x, params):
+    """A 3 x 3 convolution with a border of zeros, as nine shifted products."""
+    wide = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    height, width = x.shape[1:3]
+    taps = [(i, j) for i in range(3) for j in range(3)]
+    parts = (wide[:, i : i + height, j : j + width] @ params["kernel"][i, j] for i, j in taps)
+    return sum(parts) + params["bias"]
+
+
+def silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+@pytest.mark.parametrize("style", [DDPMPP, ADM], ids=["ddpmpp", "adm"])
+def test_a_block_is_its_equations(style, random_params):
+    """With attention of heads of 4 channels, which are 2."""
+    style = style._replace(head_width=4)
+    block = UNetBlock(8, True, "keep", style, "float32", 0.0)
+    rng = np.random.default_rng(0)
+    x, c = rng.standard_normal((2, 4, 4, 4)), rng.standard_normal((2, 5))
+    x, c = x.astype(np.float32), c.astype(np.float32)
+    params = random_params(jax.eval_shape(block.init, jax.random.key(0), x, c))["params"]
+    found = block.apply({"params": params}, x, c)
+
+    p = jax.tree.map(np.float64, params)
+    h = convolved(silu(normalised(x, p["norm_in"], style.epsilon)), p["conv_in"])
+    affine = (c @ p["affine"]["kernel"] + p["affine"]["bias"])[:, None, None]
+    if style.modulated:
+        scale, shift = affine[..., :8], affine[..., 8:]
+        h = normalised(h, p["norm_out"], style.epsilon) * (1.0 + scale) + shift
+    else:
+        h = normalised(h + affine, p["norm_out"], style.epsilon)
+    h = convolved(silu(h), p["conv_out"])
+    h = (x @ p["skip"]["kernel"] + p["skip"]["bias"] + h) * style.skip_scale
+    a = p["attention"]
+    qkv = normalised(h, a["norm"], style.epsilon) @ a["qkv"]["kernel"] + a["qkv"]["bias"]
+    q, k, v = np.moveaxis(qkv.reshape(2, 16, 3, 2, 4), 2, 0)
+    logits = np.einsum("bqhd,bkhd->bhqk", q, k) / 2.0
+    weights = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
+    mixed = np.einsum("bhqk,bkhd->bqhd", weights, v).reshape(2, 4, 4, 8)
+    mixed = mixed @ a["projection"]["kernel"] + a["projection"]["bias"]
+    np.testing.assert_allclose(found, (h + mixed) * style.skip_scale, rtol=1e-3, atol=1e-3)
 
 
 @each

@@ -8,9 +8,19 @@ import pytest
 
 from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Objective, Player
+from fewstep.training.generate import SAMPLES, initial_noise
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.state import initial_state, named_key
 
+STREAMS = {
+    "init": (3_020_537_540, 2_946_840_664),
+    "network": (4_075_488_016, 2_196_139_728),
+    "shared": (2_609_117_519, 2_605_068_432),
+    "sample": (4_075_755_209, 1_821_490_181),
+    "pairs": (707_519_160, 1_892_292_296),
+    "posterior": (289_212_699, 1_503_054_107),
+}
+NOISE = (0.49990481, -0.73382610, 0.05077534)
 COPY = lambda own, source, step: source
 FROZEN = {name: {"w": jnp.full(3, value)} for name, value in (("easy", 7.0), ("hard", 8.0))}
 
@@ -27,6 +37,15 @@ def objective(**init_from):
         sample=None,
         init_from=init_from,
     )
+
+
+def test_random_streams_are_those_of_earlier_versions():
+    """A run that goes on, and a seed of --seeds, have the noise that they had."""
+    key = jax.random.key(0)
+    words = {name: jax.random.key_data(named_key(key, name)) for name in STREAMS}
+    assert {name: tuple(map(int, data)) for name, data in words.items()} == STREAMS
+    eps, _ = initial_noise(0, jnp.array([0]), (3,), SAMPLES)
+    np.testing.assert_allclose(eps[0], NOISE, rtol=1e-6)
 
 
 def optimizer(transform):
