@@ -218,7 +218,7 @@ def consistency_distillation() -> ConfigDict:
             "skip": 1,  # cells of the grid between the two times
             "teacher_solver": "heun",  # solver of the teacher's step: euler, ddim, heun
             "distance": distance(),
-            "weighting": "uniform",  # uniform, inverse_gap
+            "weighting": "uniform",  # uniform, inverse_gap, velocity
             "target_decay": 0.95,  # EMA decay of the target; 0 uses the network itself
             # Guidance of the teacher; with guidance_range, the default when sampling.
             "guidance_scale": 1.0,
@@ -252,7 +252,7 @@ def consistency_training() -> ConfigDict:
             "spacing": spacing("karras"),  # of the training grid and of the sampling steps
             "time_sampler": time_sampler(""),  # distribution over cells; "" is uniform
             "distance": distance(),
-            "weighting": "uniform",  # uniform, inverse_gap
+            "weighting": "uniform",  # uniform, inverse_gap, velocity
             "initial_decay": 0.9,  # mu_0 of the target's EMA; 0 uses the network itself
             "sample_times": (),  # times of the steps after the first, when there are that many
         }
@@ -271,7 +271,7 @@ def consistency_tuning() -> ConfigDict:
             "b": 1.0,
             "time_sampler": log_normal(-1.1, 2.0),
             "distance": distance("pseudo_huber", 0.0),  # the norm
-            "weighting": "inverse_gap",  # uniform, inverse_gap
+            "weighting": "inverse_gap",  # uniform, inverse_gap, velocity
             "spacing": spacing("karras"),  # of the sampling steps
             "sample_times": (),  # times of the steps after the first, when there are that many
         }

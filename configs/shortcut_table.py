@@ -23,9 +23,10 @@ flow-matching row.
     shortcut                   shortcut
 
 Their consistency baselines weigh the distance of two ends by 1 / t^2, as that of velocities, and
-have an EMA of 0.999 for the target; here the weight is 1 and the target an average that keeps up,
-as in the methods' own papers. Their code has 1/8 of bootstrap rows (objective.bootstrap_fraction),
-their paper 1/4, as here. Any other METHOD is that of the data's own config.
+have an EMA of 0.999 for the target; here the weight is 1 (theirs:
+--config.objective.weighting=velocity) and the target an average that keeps up, as in the methods'
+own papers. Their code has 1/8 of bootstrap rows (objective.bootstrap_fraction), their paper 1/4, as
+here. Any other METHOD is that of the data's own config.
 """
 
 from collections.abc import Callable

@@ -67,9 +67,19 @@ PairPoints = Callable[[Mapping[str, Params], Batch, Key, Array], tuple[Draw, Arr
 # (path, t, s) -> w, [B]
 Weighting = Callable[[Path, Array, Array], Array]
 
+
+def velocity_weight(path: Path, t: Array) -> Array:
+    """(d velocity / d x_0)^2 at a fixed x_t, [B]: errors of x_0 become those of the velocity.
+
+    On the linear path 1 / t^2.
+    """
+    return (path.alpha_rate(t) - path.sigma_rate(t) / path.rho(t)) ** 2
+
+
 WEIGHTINGS: dict[str, Weighting] = {
     "uniform": lambda path, t, s: jnp.ones_like(t),
     "inverse_gap": lambda path, t, s: 1.0 / noise_gap(path, t, s),
+    "velocity": lambda path, t, s: velocity_weight(path, t),
 }
 
 

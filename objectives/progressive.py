@@ -74,7 +74,7 @@ from fewstep.objectives.base import (
     noise_level_means,
     per_example,
 )
-from fewstep.objectives.consistency import check_guidance_range
+from fewstep.objectives.consistency import check_guidance_range, velocity_weight
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.followers import keep_unchanged
 from fewstep.objectives.needs import needs
@@ -90,7 +90,7 @@ Weighting = Callable[[Path, Array], Array]
 WEIGHTINGS: dict[str, Weighting] = {
     "truncated_snr": lambda path, t: jnp.maximum(path.rho(t) ** -2.0, 1.0),
     "snr_plus_one": lambda path, t: path.rho(t) ** -2.0 + 1.0,
-    "velocity": lambda path, t: (path.alpha_rate(t) - path.sigma_rate(t) / path.rho(t)) ** 2,
+    "velocity": velocity_weight,
 }
 
 

@@ -292,10 +292,11 @@ def test_both_sides_draw_the_same_dropout_mask():
     assert len(calls) == 2 and calls[0] == calls[1] and calls[0][0]
 
 
-def test_training_loss_in_numpy():
+@pytest.mark.parametrize("weighting", ["uniform", "inverse_gap", "velocity"])
+def test_training_loss_in_numpy(weighting):
     path, network = PATHS["linear"](), affine_model()
     model, batch = build_model(network, path), random_batch(LINE, 16)
-    loss, _ = build_loss(model, {}, batch, weighting=WEIGHTINGS["inverse_gap"])(network.init(KEY))
+    loss, _ = build_loss(model, {}, batch, weighting=WEIGHTINGS[weighting])(network.init(KEY))
     key_draw, _ = jax.random.split(KEY)
     key_t, key_eps, _ = jax.random.split(key_draw, 3)
     t, s = grid_pairs(SPACINGS["uniform"](path), constant(9))(key_t, 16, 0)
@@ -306,7 +307,8 @@ def test_training_loss_in_numpy():
     # Beyond a noise level of 80, here at t = 1, the weight is that of the same relative gap at 80.
     gap = np.where(rho(t) > 80, 80 * (1 - rho(s) / rho(t)), rho(t) - rho(s))
     assert (t == 1.0).any() and (t < 1.0).any()
-    expected = (f(t) - f(s)) ** 2 / gap
+    weight = {"uniform": 1.0, "inverse_gap": 1.0 / gap, "velocity": 1.0 / t**2}[weighting]
+    expected = (f(t) - f(s)) ** 2 * weight
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
