@@ -16,8 +16,15 @@ from fewstep.training.sources import reads_data
 from fewstep.training.storage.identity import Identity, as_dict, flatten_fields
 
 # Fields of an objective that decide how it samples.
-SAMPLED_BY = ("solver", "spacing", "sample_times", "guided_channels", "ends_at", "gamma")
-SAMPLED_BY += ("guidance_interval",)
+SAMPLED_BY = (
+    "solver",
+    "spacing",
+    "sample_times",
+    "guided_channels",
+    "ends_at",
+    "gamma",
+    "guidance_interval",
+)
 
 
 def evaluation_protocol(
