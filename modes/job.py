@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from fewstep import data
 from fewstep.data import Dataset
+from fewstep.data.encoded import latents_bytes
 from fewstep.eval.checks import check_evaluation
 from fewstep.eval.features.fixed import load_fixed
 from fewstep.modes.recorded_run import fill_from_record
-from fewstep.modes.resolve import fill_open_fields, resolve_and_load
+from fewstep.modes.resolve import fill_open_fields, read_dataset, resolve_and_load
 from fewstep.modes.retention import retention_of
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
@@ -243,6 +244,22 @@ def resident_bytes(config: ConfigDict, dataset: Dataset | None) -> int:
     if dataset is None or not config.data.on_device:
         return 0
     return (dataset.moments.array if dataset.moments else dataset.train.images).nbytes
+
+
+def resident_images(config: ConfigDict, shape: tuple[int, ...]) -> int | None:
+    """Return the bytes of images or latents that each device keeps.
+
+    shape: what the network sees. None if they keep none, or if the data set is not here.
+    """
+    if not config.data.on_device:
+        return None
+    try:
+        dataset = read_dataset(config)
+    except FileNotFoundError:
+        return None
+    if config.codec.name and dataset.has_pictures:  # it may not be encoded yet
+        return latents_bytes(len(dataset.train.labels), shape)
+    return resident_bytes(config, dataset)
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:

@@ -14,12 +14,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data.encoded import latents_bytes
 from fewstep.modes.budget import checkpoint_line, fixed_seconds, requested_target, time_lines
-from fewstep.modes.job import resident_bytes
+from fewstep.modes.job import resident_images
 from fewstep.modes.mode import CONFIG, Flag, Mode, parse_integers, parse_number, parse_numbers
 from fewstep.modes.request import Request, require_config
-from fewstep.modes.resolve import read_dataset, resolve_open_fields
+from fewstep.modes.resolve import resolve_open_fields
 from fewstep.modes.student import read_student
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (
@@ -133,22 +132,6 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
         *time_lines(config, mesh, flops, fixed, aim, request),
         checkpoint_line(config, tree_bytes(inputs.state), request.disk_speed),
     ]
-
-
-def resident_images(config: ConfigDict, shape: tuple[int, ...]) -> int | None:
-    """Return the bytes of images or latents that each device keeps.
-
-    shape: what the network sees. None if they keep none, or if the data set is not here.
-    """
-    if not config.data.on_device:
-        return None
-    try:
-        dataset = read_dataset(config)
-    except FileNotFoundError:
-        return None
-    if config.codec.name and dataset.has_pictures:  # it may not be encoded yet
-        return latents_bytes(len(dataset.train.labels), shape)
-    return resident_bytes(config, dataset)
 
 
 def fuses_attention(config: ConfigDict, aim: Target | None) -> bool:

@@ -3,6 +3,7 @@ import re
 import pytest
 
 from fewstep.configs import digits
+from fewstep.modes.job import resident_images
 from fewstep.modes.plan import (
     GIB,
     chunk_attention,
@@ -11,7 +12,6 @@ from fewstep.modes.plan import (
     fuses_attention,
     plan_mesh_sizes,
     remedies,
-    resident_images,
 )
 from fewstep.training.cost.accelerators import parse_target
 from fewstep.training.cost.compiled import (
