@@ -34,6 +34,9 @@ from fewstep.models.temporal import TemporalFourier
 # in time. Derivatives in t stay about as large as the output; with 1000 they are far larger.
 POINT_TIME_SCALE = 4.0
 
+# A control that grows with x drives paths of many dimensions to infinity early in training.
+OUTPUT_CLIP = 100.0
+
 
 def mlp(
     shape: tuple[int, ...],
@@ -55,8 +58,8 @@ def mlp(
     width: units of each block. depth: number of blocks.
     num_classes, second_time, guidance_input, guidance_interval, loss_weight, time_scale,
         trajectory: as for `models.dit.dit`.
-    score_input: whether to add gate(t) condition["score"] to the output, with a gate for each
-        dimension that is 1 at first (Vargas et al. 2023, eq. 21; Berner et al. 2024).
+    score_input: whether to add gate(t) condition["score"] to the clipped output, with a gate for
+        each dimension that is 1 at first (Vargas et al. 2023, eq. 21; Berner et al. 2024).
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -127,6 +130,7 @@ class Perceptron(nn.Module):
         self.sow(SOWN, HIDDEN, hidden)
         output = dense(points.shape[-1], "output", zero=True)(nn.silu(h))
         if self.score_input:
+            output = jnp.clip(output, -OUTPUT_CLIP, OUTPUT_CLIP)
             gate = 1.0 + dense(points.shape[-1], "score_gate", zero=True)(nn.silu(c))
             output += gate * condition["score"].reshape(points.shape)
         return output.reshape(x.shape)

@@ -50,6 +50,18 @@ def test_against_numpy(random_params):
     np.testing.assert_allclose(apply(params, X, T, S, CONDITION), expected, atol=2e-5)
 
 
+def test_output_beside_a_score_is_clipped(random_params):
+    score = CONDITION | {"score": 30.0 * X}
+    apply, params = make(random_params, score_input=True)
+    params["output"]["kernel"] *= 1e6
+    params["score_gate"] = jax.tree.map(jnp.zeros_like, params["score_gate"])
+    added = apply(params, X, T, S, score) - score["score"]
+    assert np.abs(added).max() == pytest.approx(100.0, rel=1e-5)
+    apply, params = make(random_params)
+    params["output"]["kernel"] *= 1e6
+    assert np.abs(apply(params, X, T, S, CONDITION)).max() > 1e4
+
+
 def test_every_condition_matters(random_params):
     apply, params = make(random_params, second_time="step_size", guidance_input=True)
     out = apply(params, X, T, S, CONDITION)
