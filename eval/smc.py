@@ -2,8 +2,9 @@
 
 Particles start at the prior N(0, scale^2 I) and move to the density through tempered ones (Del
 Moral et al. 2006), by blackjax. Temperatures are chosen so that the effective sample size falls to
-a set share; between them each particle takes a few steps of HMC. Needs blackjax, which Fewstep does
-not install, since nothing else uses it.
+a set share; between them each particle takes a few steps of HMC. A larger share means more of them,
+so a share can be found for a budget of gradients. Needs blackjax, which Fewstep does not install,
+since nothing else uses it.
 """
 
 from importlib.util import find_spec
@@ -20,6 +21,8 @@ from fewstep.samplers.hmc import LEAPFROG, step_size
 PACKAGE = "blackjax"
 ESS, MOVES = 0.9, 2  # share of particles; HMC moves at a temperature
 MOST_TEMPERATURES = 500
+# Bounds of the search for a share, and its halvings.
+LEAST_SHARE, LARGEST_SHARE, HALVINGS = 0.02, 0.98, 7
 
 
 class Tempered(NamedTuple):
@@ -36,8 +39,34 @@ def check_installed(asked: str) -> None:
         raise ValueError(f"{asked} needs blackjax; install it with: pip install 'blackjax>=1.7'")
 
 
-def tempered_smc(density: Density, count: int, seed: int) -> Tempered:
-    """`count` particles of adaptive tempered SMC. Raises ValueError if it does not finish."""
+def smc_within(budget: int, density: Density, count: int, seed: int) -> tuple[Tempered, float]:
+    """SMC of at most `budget` gradients a particle, and the largest share that keeps to it.
+
+    Raises ValueError for a budget that fewest temperatures exceed.
+    """
+    share, low, high = LEAST_SHARE, LEAST_SHARE, LARGEST_SHARE
+    best = tempered_smc(density, count, seed, share)
+    if best.gradients > budget:
+        raise ValueError(
+            f"tempered SMC of density:{density.name} takes at least {best.gradients} gradients a "
+            f"particle, not {budget}; ask for more"
+        )
+    for _ in range(HALVINGS):
+        middle = 0.5 * (low + high)
+        found = tempered_smc(density, count, seed, middle)
+        if found.gradients > budget:
+            high = middle
+        else:
+            best, share, low = found, middle, middle
+    return best, share
+
+
+def tempered_smc(density: Density, count: int, seed: int, share: float = ESS) -> Tempered:
+    """`count` particles of adaptive tempered SMC.
+
+    share: of the particles that are effective after a temperature. Raises ValueError if it does not
+    finish.
+    """
     import blackjax
     import blackjax.smc.resampling as resampling
     from blackjax.smc import extend_params
@@ -57,7 +86,7 @@ def tempered_smc(density: Density, count: int, seed: int) -> Tempered:
         blackjax.hmc.init,
         extend_params(moves),
         resampling.systematic,
-        ESS,
+        share,
         num_mcmc_steps=MOVES,
     )
     key, key_start = jax.random.split(jax.random.key(seed))

@@ -7,7 +7,7 @@ import pytest
 from fewstep.densities.density import Density
 from fewstep.densities.table import find_density
 from fewstep.eval import smc
-from fewstep.eval.smc import LEAPFROG, MOVES, tempered_smc
+from fewstep.eval.smc import ESS, LEAPFROG, MOVES, smc_within, tempered_smc
 
 pytest.importorskip("blackjax", reason="examples/smc.py alone needs blackjax")
 
@@ -47,6 +47,17 @@ def test_smc_that_does_not_end_names_the_field(monkeypatch):
         tempered_smc(find_density("dw2"), 100, seed=0)
 
 
+def test_smc_of_a_budget_takes_as_many_temperatures_as_fit():
+    density, of_temperature = find_density("dw2"), MOVES * LEAPFROG + 1
+    budget = 3 * of_temperature + 1
+    found, share = smc_within(budget, density, 200, seed=0)
+    assert found.gradients == 3 * of_temperature and share < ESS
+    again = tempered_smc(density, 200, 0, share)
+    assert (again.gradients, again.log_z) == (found.gradients, found.log_z)
+    with pytest.raises(ValueError, match="takes at least 17 gradients a particle, not 16"):
+        smc_within(16, density, 200, seed=0)
+
+
 def test_a_density_of_the_user_is_run(tmp_path, capsys, monkeypatch):
     from examples import smc as example
 
@@ -55,7 +66,7 @@ def test_a_density_of_the_user_is_run(tmp_path, capsys, monkeypatch):
         "import jax.numpy as jnp\ndim, scale = 1, 1.0\n"
         "def log_density(x): return -0.5 * jnp.sum(x**2)\n"
     )
-    asked = SimpleNamespace(density=str(path), particles=50, seed=0)
+    asked = SimpleNamespace(density=str(path), particles=50, seed=0, gradients=None)
     monkeypatch.setattr(example, "flags", SimpleNamespace(FLAGS=asked))
     example.main([])
     assert "log_z" in capsys.readouterr().out
