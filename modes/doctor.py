@@ -2,7 +2,7 @@
 
 First each process runs the checks of `ALONE`, then all run those of `TOGETHER`: whether they
 compute together and see the same folder. Process 0 prints one line per check. A failed check stops
-only the checks that need it. The doctor leaves no files.
+only the checks that need it. The doctor leaves no files but a codec that it fits.
 """
 
 import socket

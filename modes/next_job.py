@@ -16,7 +16,7 @@ from fewstep.training.cost.memory import (
     planned_memory,
     with_values,
 )
-from fewstep.training.encoding import with_prepared_codec
+from fewstep.training.encoding import with_known_codec
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.sharding import (
     make_mesh,
@@ -65,12 +65,14 @@ class NextJob:
             return complete(config), None
         config = resolve(self.asked, self.found)
         reads = config.codec.name and reads_data(build(config).objective)
-        known = with_prepared_codec(config, self.found) if reads else None
-        return (config, self.found) if known is None else encode_if_read(known, self.found)
+        if not reads:
+            return config, self.found
+        config, is_prepared = with_known_codec(config, self.found)
+        return encode_if_read(config, self.found) if is_prepared else (config, self.found)
 
     @property
     def config(self) -> ConfigDict:
-        """The config as training will use it; a codec whose latents are not there is unknown."""
+        """The config as training will use it; the scale of latents that are not there is unknown."""
         return self.prepared[0]
 
     @property

@@ -52,17 +52,17 @@ def encode_dataset(
     return config, dataset
 
 
-def with_prepared_codec(config: ConfigDict, dataset: Dataset) -> ConfigDict | None:
-    """The config with the fingerprint of its codec, if its latents are prepared; else None.
+def with_known_codec(config: ConfigDict, dataset: Dataset) -> tuple[ConfigDict, bool]:
+    """The config with the fingerprint of its codec, and whether its latents are prepared.
 
     Encodes nothing and asks no other process. Raises ValueError as `load_codec` does.
     """
     config = config.copy_and_resolve_references()
-    if dataset.has_pictures:
-        config.codec.fingerprint = load_codec(config, dataset.train.images).fingerprint
-        encoder, root = dataset_encoder(config, dataset), data_root(config.data.dir)
-        return config if is_encoded(dataset, encoder, root) else None
-    return config
+    if not dataset.has_pictures:
+        return config, True
+    config.codec.fingerprint = load_codec(config, dataset.train.images).fingerprint
+    encoder, root = dataset_encoder(config, dataset), data_root(config.data.dir)
+    return config, is_encoded(dataset, encoder, root)
 
 
 def prepare_codec(config: ConfigDict, dataset: Dataset, group: ProcessGroup = ALONE) -> str:

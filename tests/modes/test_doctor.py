@@ -46,6 +46,15 @@ def teacher(tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("teacher"), "edm")
 
 
+def test_a_codec_that_nothing_has_fitted_yet_is_fitted(tmp_path, capsys):
+    config = make_config("flow_matching", **{"codec.name": "linear", "data.dir": str(tmp_path)})
+    run_checks(Request(config=config, workdir=tmp_path / "run"))
+    found = read_lines(capsys.readouterr().out)
+    assert {status for status, _ in found.values()} == {"ok"}
+    (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    assert kept.parent.name == "codecs"
+
+
 def test_a_job_that_can_run_passes_and_leaves_nothing(teacher, tmp_path, capsys):
     config = make_config("cd", teacher=teacher)
     run_checks(Request(config=config, workdir=tmp_path / "runs" / "cd"))
