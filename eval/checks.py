@@ -24,9 +24,16 @@ CLASSIFIER = "classifier"
 
 
 def check_evaluation(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    writable: bool = True,
 ) -> None:
-    """Raises an error, before any compute, if an evaluation by config.evaluate would fail."""
+    """Raises an error, before any compute, if an evaluation by config.evaluate would fail.
+
+    writable: whether another data set of the reference may be decoded into data.dir.
+    """
     fields = config.evaluate
     if not fields.steps:
         return
@@ -49,7 +56,7 @@ def check_evaluation(
     check_rows(experiment, config)
     if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
-        pictures, reference = measured_against(config, dataset)
+        pictures, reference = measured_against(config, dataset, writable)
         check_reference(reference, pictures, fields.features, experiment.space)
         check_pictures_to_learn(config, pictures)
         check_dimension(fields.features, experiment.space)

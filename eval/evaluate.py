@@ -70,7 +70,7 @@ def prepare_measures(
     """
     if not config.evaluate.steps or reason_to_skip(dataset, config):
         return None
-    pictures, reference = measured_against(config, dataset)
+    pictures, reference = measured_against(config, dataset, writable)
     fields = config.evaluate.copy_and_resolve_references()
     fields.reference = reference
     foreign = is_foreign(pictures, dataset)

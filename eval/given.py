@@ -16,7 +16,7 @@ from fewstep.data.arrays.dataset import NULL_LABEL
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import NEWEST
 from fewstep.data.folders.file_tree import Tree, read_tree
-from fewstep.data.folders.image_file import read_image
+from fewstep.data.folders.image_file import DEEP, ROTATED, TRANSPARENT, read_image
 from fewstep.eval.published import shape_text
 from fewstep.files import read_npz
 from fewstep.training.storage.workdir import is_run
@@ -34,6 +34,12 @@ AS_BYTES = {
     (0.0, 255.0): "np.round(x).astype(np.uint8)",
 }
 GREY = ("1", "L", "LA", "La")  # Pillow's modes
+# What reading a picture changes.
+CHANGED = {
+    TRANSPARENT: "transparent pixels",
+    DEEP: "16 bits",
+    ROTATED: "a tag that turns it",
+}
 CHECKED = 1000  # first samples whose values are looked at
 SLACK = 1e-3  # by which floats may leave a range
 
@@ -60,8 +66,9 @@ class Pictures:
 
     def __init__(self, tree: Tree, paths: Sequence[str]) -> None:
         self.tree, self.paths = tree, paths
-        self.channels = 1 if self.is_grey(paths[0]) else 3
+        self.channels = 3
         first = self.read(paths[0])
+        self.channels = 1 if self.is_grey(paths[0]) else 3
         self.shape = (len(paths), first.height, first.width, self.channels)
 
     def __len__(self) -> int:
@@ -84,12 +91,19 @@ class Pictures:
         return np.asarray(image, np.uint8).reshape(self.shape[1:])
 
     def read(self, path: str) -> Image.Image:
-        """The picture in a file, in mode L or RGB."""
+        """The picture in a file, in mode L or RGB. Raises ValueError unless these are its pixels."""
         try:
-            return read_image(self.tree.read(path), self.channels, NEWEST.background).image
+            found = read_image(self.tree.read(path), self.channels, NEWEST.background)
         except Exception as error:  # each of Pillow's decoders has its own exceptions
             fault = f"{self.where(path)} cannot be read ({error}); repair or remove it"
             raise ValueError(fault) from error
+        changed = [words for fact, words in CHANGED.items() if fact in found.facts]
+        if changed:
+            raise ValueError(
+                f"{self.where(path)} has {' and '.join(changed)}, which reading it would change; "
+                "save samples in 8 bits, grey or RGB"
+            )
+        return found.image
 
     def is_grey(self, path: str) -> bool:
         """Whether a file has no colours."""

@@ -26,9 +26,9 @@ from fewstep.eval.points import (
     prior_metrics,
 )
 from fewstep.eval.reference import (
-    LARGEST_NEIGHBOURHOOD,
     Reference,
     load_reference,
+    neighbourhood_mask,
     reference_name,
     reference_sha256,
 )
@@ -111,22 +111,23 @@ def measure(
 ) -> dict[str, float]:
     """Metrics by name of finished samples, which come in batches [B, ...] and are not kept.
 
-    labels: [N], requested of the sampler. Metrics whose cost is a product of counts use the first
-    5,000 samples. Metrics that the real images do not allow are left out.
+    labels: [N], requested of the sampler. Metrics whose cost is a product of counts use a fixed
+    random part of 5,000 samples. Metrics that the real images do not allow are left out.
     """
     extract, classify = measures.extract, measures.classify
     moments, near, logits, classes = None, [], [], []
+    is_near, done = neighbourhood_mask(len(labels)), 0
     for samples in batches:
         features, scores = extract(samples)
         moments = update_moments(moments or empty_moments(features.shape[1]), features)
-        if sum(map(len, near)) < LARGEST_NEIGHBOURHOOD:
-            near.append(features)
+        near.append(features[is_near[done : done + len(features)]])
+        done += len(features)
         if scores is not None:
             logits.append(scores)
         if classify is not None:
             own = scores if classify is extract else classify(samples)[1]
             classes.append(own.argmax(axis=1))
-    near = np.concatenate(near)[:LARGEST_NEIGHBOURHOOD]
+    near = np.concatenate(near)
     real = measures.real.neighbourhood
     as_points = measures.measurement["features"] == FEATURES
     inputs = Inputs(

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, Selection, data_root, load_selection
+from fewstep.data import Dataset, Selection, data_root
 from fewstep.data.origins import ORIGINS
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval.features.classifier import FLOORS
@@ -25,7 +25,7 @@ from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import error_name
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.published import shape_text
-from fewstep.eval.reference import SPLITS, STATISTICS, check_reference
+from fewstep.eval.reference import SPLITS, STATISTICS, check_reference, reference_dataset
 from fewstep.eval.report.results import Result, to_json_types
 
 BATCH = 256  # samples measured at a time, over all devices
@@ -143,7 +143,8 @@ def open_reference(reference: str, given: Given, data_dir: str) -> Dataset | Non
         )
     is_folder = reference not in ORIGINS and Path(reference).expanduser().exists()
     name = f"folder:{Path(reference).expanduser().absolute()}" if is_folder else reference
-    return load_selection(Selection(name, data_dir, height, channels))
+    selection = Selection(name, data_dir, height, channels)
+    return reference_dataset(selection, f"--reference={reference}")
 
 
 def labelled_classes(given: Given, dataset: Dataset | None) -> int:

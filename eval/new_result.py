@@ -93,9 +93,9 @@ def training_data_digest(
 
 
 def fields_with_values(config: ConfigDict) -> dict[str, Any]:
-    """The fields that are not None, by dotted name, without the names of parts."""
+    """The fields that are not None, by dotted name, without the solver's, which is the sampler."""
     fields = flatten_fields(as_dict(config))
-    return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}
+    return {k: v for k, v in fields.items() if v is not None and k != "solver.name"}
 
 
 def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> None:

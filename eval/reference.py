@@ -18,12 +18,21 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, Selection, Split, load_selection, protocol_name, short_hash
+from fewstep.data import (
+    Dataset,
+    Selection,
+    Split,
+    load_selection,
+    protocol_name,
+    selection_of,
+    short_hash,
+)
 from fewstep.data.spaces.space import Space
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
 from fewstep.eval.metrics.moments import (
+    Moments,
     empty_moments,
     final_statistics,
     merge_moments,
@@ -75,17 +84,28 @@ class Reference(NamedTuple):
     floor: float
 
 
-def measured_against(config: ConfigDict, dataset: Dataset | None) -> tuple[Dataset | None, str]:
+def measured_against(
+    config: ConfigDict, dataset: Dataset | None, writable: bool = True
+) -> tuple[Dataset | None, str]:
     """The data set and the split that samples are measured against, or the file of statistics.
 
     dataset: that of the run. If `evaluate.reference` names another data set, opens it, at the size
-    of the run's pictures. Raises as `load_selection` does.
+    of the run's pictures and by the run's rules. writable: whether it may be decoded into data.dir.
+    Raises as `load_selection` does.
     """
-    reference, fields = config.evaluate.reference, config.data
+    reference = config.evaluate.reference
     if ":" not in reference or reference.endswith(STATISTICS):
         return dataset, reference
-    chosen = Selection(reference, fields.dir, fields.image_size, fields.channels, fields.decoding)
-    return load_selection(chosen), SPLITS[0]
+    chosen = selection_of(config.data)._replace(name=reference, posterior="")
+    return reference_dataset(chosen, f"evaluate.reference={reference}", writable), SPLITS[0]
+
+
+def reference_dataset(selection: Selection, field: str, writable: bool = True) -> Dataset:
+    """The data set of a reference, which `field` names. Raises as `load_selection` does."""
+    try:
+        return load_selection(selection, writable)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"{field}: {error}") from error
 
 
 def check_reference(reference: str, dataset: Dataset | None, features: str, space: Space) -> None:
@@ -218,13 +238,14 @@ def published_reference(path: Path, network: FeatureNetwork, extract: Extract) -
     none = np.empty((0, network.dimension), np.float32)
     near, moments = [none], empty_moments(network.dimension)
     images = arrays.get("arr_0", np.empty((0, 1, 1, 1), np.uint8))
+    is_near = neighbourhood_mask(len(images))
     for start in range(0, len(images) if part == "arr_0" else 0, CHUNK):
         features = extract(images[start : start + CHUNK])[0]
         moments = update_moments(moments, features)
-        near.append(features[: max(LARGEST_NEIGHBOURHOOD - start, 0)])
+        near.append(features[is_near[start : start + CHUNK]])
     if part == "mu":
         if len(images):
-            near.append(extract(images[:LARGEST_NEIGHBOURHOOD])[0])
+            near.append(extract(images[is_near])[0])
         statistics = published_statistics(arrays)
     else:
         statistics = final_statistics(moments)
@@ -239,7 +260,7 @@ def compute_reference(
     total = sum(len(split.labels) for split in members)
     order = np.random.default_rng(SEED).permutation(total)
     in_floor = mask(total, order[: min(samples, total // 2)])
-    is_near = mask(total, order[:LARGEST_NEIGHBOURHOOD])
+    is_near = neighbourhood_mask(total)
     remembered = memorisation_masks(dataset)
     parts = [empty_moments(network.dimension)] * 2
     none = np.empty((0, network.dimension), np.float32)
@@ -261,8 +282,23 @@ def compute_reference(
         neighbourhood=np.concatenate(near),
         train=np.concatenate(kept["train"]),
         held_out=np.concatenate(kept["test"]),
-        floor=frechet_distance(*map(final_statistics, parts)),
+        floor=distance_of_parts(*parts),
     )
+
+
+def distance_of_parts(first: Moments, second: Moments) -> float:
+    """Their Frechet distance; NaN if one has too few images for a covariance."""
+    if min(first.count, second.count) < 2:
+        return math.nan
+    return frechet_distance(final_statistics(first), final_statistics(second))
+
+
+def neighbourhood_mask(count: int) -> np.ndarray:
+    """bool [count]: the images, real or generated, of metrics whose cost is a product of counts.
+
+    They are a random part, since images often come in the order of their classes.
+    """
+    return mask(count, np.random.default_rng(SEED).permutation(count)[:LARGEST_NEIGHBOURHOOD])
 
 
 def memorisation_masks(dataset: Dataset) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data import Dataset, proportional_labels
 from fewstep.eval.metrics import METRICS
+from fewstep.eval.reference import SEED
 from fewstep.objectives.base import Params
 from fewstep.samplers.grids import named_steps
 from fewstep.training.experiment import Experiment, check_guidance
@@ -37,7 +38,7 @@ def wanted_samples(
     experiment: Experiment, config: ConfigDict, dataset: Dataset | None, run: Path, samples: int
 ) -> Wanted:
     """What an evaluation of that many samples makes; at most all held-out images, if it
-    reconstructs.
+    reconstructs, in random order.
 
     run: its folder. Raises ValueError if there are no images to reconstruct.
     """
@@ -50,9 +51,12 @@ def wanted_samples(
             "here; prepare it (--mode=prepare)"
         )
     name, split = ("train", dataset.train) if dataset.test is None else ("test", dataset.test)
-    rows = np.arange(min(samples, len(split.labels)))
+    total = len(split.labels)
+    # Images of folders come in the order of their classes.
+    rows = np.random.default_rng(SEED).permutation(total)[:samples]
+    which = f"a random part of the {name} images" if samples < total else f"the {name} images"
     labels = np.asarray(split.labels[rows])
-    return Wanted(labels, f"of the {name} images reconstructed", split.images[rows])
+    return Wanted(labels, f"of {which}, reconstructed", split.images[rows])
 
 
 def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:

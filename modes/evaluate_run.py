@@ -35,7 +35,7 @@ def evaluate_run(request: Request) -> None:
         check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
     dataset = find_dataset(config, experiment, writable=writable)
     check_moved_data(require_workdir(request), config, experiment, dataset)
-    check_evaluation(experiment, dataset, config, mesh)
+    check_evaluation(experiment, dataset, config, mesh, writable)
     evaluate_network = evaluator(
         experiment,
         dataset,

@@ -26,10 +26,11 @@ from fewstep.training.storage.seal import arrays_sha256, read_sealed, write_seal
 from fewstep.weights.layouts.autoencoder import is_autoencoder, read_autoencoder
 from fewstep.weights.layouts.names import flatten, nested
 from fewstep.weights.layouts.tiny_autoencoder import find_tiny_naming, read_tiny_autoencoder
-from fewstep.weights.tensors import read_tensors
+from fewstep.weights.tensors import parts_of, read_tensors
 
 FOLDER = "codecs"
 DIGITS = 16  # of a fingerprint
+CHECKPOINT = "state_dict"  # the part of a published training checkpoint that has the network
 TRAINING = "autoencoder"  # objective.name of the runs that train codecs
 
 
@@ -179,7 +180,10 @@ def read_weights(path: Path, name: str, codec: Codec) -> Params:
     """
     if not path.exists():
         raise FileNotFoundError(f"codec.weights={path} does not exist; check the path")
-    tensors = read_npz(path, "use another file") if path.suffix == ".npz" else read_tensors(path)
+    if path.suffix == ".npz":
+        tensors = read_npz(path, "use another file")
+    else:
+        tensors = read_tensors(path, CHECKPOINT if CHECKPOINT in parts_of(path) else "")
     if is_autoencoder(tensors):
         params = read_autoencoder(tensors, path)[0]
     elif find_tiny_naming(tensors):

@@ -68,8 +68,7 @@ def existing_path(path: str) -> Path:
     found = Path(path).expanduser().absolute()
     if not path or not found.exists():
         raise FileNotFoundError(
-            f"folder {path!r} does not exist; give the PATH of a folder or .zip in "
-            "--config.data.name=folder:PATH"
+            f"folder {path!r} does not exist; give the path of a folder or .zip as folder:PATH"
         )
     return found
 

@@ -53,8 +53,7 @@ def latent_set(path: str, posterior: str = "") -> Undecoded | Dataset:
     folder = Path(path).expanduser().absolute()
     if not path or not folder.is_dir():
         raise FileNotFoundError(
-            f"the folder {path!r} does not exist; give the FOLDER of latents in "
-            "--config.data.name=latents:FOLDER"
+            f"folder {path!r} does not exist; give the folder of latents as latents:FOLDER"
         )
     name = f"latents:{folder.name}"
     if (folder / PREPARED).exists():

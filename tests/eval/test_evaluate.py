@@ -223,11 +223,12 @@ def test_against_other_images_nothing_is_said_of_labels_and_copies(evaluated, mo
     own = evaluated(dataset(), **fields)[0][0]["metrics"]
     assert {"agreement", "closer"} <= own.keys()
     other = Dataset("other", synthetic_split(120), synthetic_split(200), 10)
-    monkeypatch.setattr(MODULE, "measured_against", lambda config, data: (other, "train"))
+    against = lambda pictures: lambda config, data, writable: (pictures, "train")
+    monkeypatch.setattr(MODULE, "measured_against", against(other))
     found = evaluated(dataset(), **fields)[0][0]["metrics"]
     assert not {"agreement", "closer"} & found.keys() and "frechet" in found
     # The same images by another name are the run's own.
-    monkeypatch.setattr(MODULE, "measured_against", lambda config, data: (dataset(), "train"))
+    monkeypatch.setattr(MODULE, "measured_against", against(dataset()))
     assert {"agreement", "closer"} <= evaluated(dataset(), **fields)[0][0]["metrics"].keys()
 
 

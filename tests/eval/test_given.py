@@ -5,7 +5,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from fewstep.eval.given import read_samples
 
@@ -125,6 +125,27 @@ def test_pictures_must_be_alike_and_whole(tmp_path):
     (tmp_path / "sizes" / "06.png").write_bytes(b"broken")
     with pytest.raises(ValueError, match="sizes/06.png cannot be read"):
         read_samples(tmp_path / "sizes").images[:]
+    (tmp_path / "sizes" / "00.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="sizes/00.png cannot be read"):
+        read_samples(tmp_path / "sizes")
+
+
+def test_pictures_that_reading_would_change_are_refused(tmp_path):
+    folder = write_pictures(tmp_path / "x", BYTES)
+    opaque = np.concatenate([BYTES[0], np.full_like(GREY[0], 255)], axis=-1)
+    Image.fromarray(opaque).save(folder / "00.png")
+    np.testing.assert_array_equal(read_samples(folder).images[:], BYTES)
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 3
+    Image.fromarray(BYTES[0]).save(folder / "00.png", exif=turned)
+    with pytest.raises(ValueError, match="x/00.png has a tag that turns it, which reading it"):
+        read_samples(folder)
+    Image.fromarray(GREY[0, ..., 0].astype(np.uint16)).save(folder / "00.png")
+    with pytest.raises(ValueError, match="has 16 bits, .*; save samples in 8 bits, grey or RGB"):
+        read_samples(folder)
+    Image.fromarray(opaque // 2).save(folder / "00.png")
+    with pytest.raises(ValueError, match="x/00.png has transparent pixels, which"):
+        read_samples(folder)
 
 
 @pytest.mark.parametrize("labels", [LABELS[:5], LABELS / 2, LABELS[:, None]])

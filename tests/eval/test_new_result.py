@@ -13,6 +13,9 @@ from tests.training.runs import small_config
         ("edm", "ends_at", ("data", "path")),
         ("ctm", "gamma", (0.0, 0.5)),
         ("improved_mean_flow", "guidance_interval", ((0.0, 1.0), (0.2, 0.8))),
+        ("flow_matching", "spacing.name", ("uniform", "quadratic")),
+        ("ct", "sample_times", ((), (0.5,))),
+        ("flow_matching", "guided_channels", (None, 1)),
     ],
 )
 def test_what_changes_samples_changes_the_id(method, field, values):

@@ -191,6 +191,25 @@ def test_images_of_a_file_alone_are_a_reference(load, tmp_path, monkeypatch):
         np.testing.assert_allclose(real.neighbourhood, features(images), atol=1e-6)
 
 
+def test_images_of_a_file_in_the_order_of_their_classes(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 70)
+    monkeypatch.setattr(module, "LARGEST_NEIGHBOURHOOD", 40)
+    path = tmp_path / "adm.npz"
+    black, white = np.zeros_like(DATASET.test.images), np.full_like(DATASET.test.images, 255)
+    images = np.concatenate([black, white])
+    for others in ({}, {"mu": np.zeros(64), "sigma": np.eye(64)}):
+        np.savez(path, arr_0=images, **others)
+        near = load(str(path), dataset=None).neighbourhood
+        assert len(near) == 40
+        assert 10 < np.isclose(near, features(white[:1])).all(axis=1).sum() < 30
+
+
+def test_a_reference_of_three_images_has_no_floor(load):
+    tiny = Split(DATASET.train.images[:3], DATASET.train.labels[:3])
+    real = load("train", DATASET._replace(train=tiny, test=None))
+    assert real.statistics.count == 3 and np.isnan(real.floor)
+
+
 def test_statistics_of_other_features_are_refused(load, tmp_path):
     np.savez(tmp_path / "adm.npz", mu=np.zeros(3), sigma=np.eye(3))
     with pytest.raises(ValueError, match="adm.npz has statistics of 3 dimensions"):

@@ -282,7 +282,8 @@ def test_a_changed_export_is_refused(runs, tmp_path, change, message):
 
 def test_no_place_on_this_machine_is_exported():
     given = dict.fromkeys(PLACES, "/secret/x") | {"evaluate.reference": "/secret/x.npz"}
-    config = small_config("flow_matching", **given, **{"data.name": "folder:/secret/x"})
+    given |= {"objective.regression_distance.weights": "/secret/vgg.pth,/secret/heads.pth"}
+    config = small_config("dmd", **given, **{"data.name": "folder:/secret/x"})
     kept = config_without_places(config)
     assert "secret" in str(config) and "secret" not in str(kept)
     assert (kept.data.name, kept.evaluate.reference) == ("none", "train")

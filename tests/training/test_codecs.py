@@ -1,5 +1,7 @@
 """The codec of a run: where its parameters come from, its scale, and what is refused."""
 
+import pickle
+
 import jax
 import numpy as np
 import pytest
@@ -107,6 +109,12 @@ def test_weights_are_required_found_and_those_of_the_run(config, dataset, traine
     write_npz(tmp_path / "other.npz", **other)
     good.codec.weights = str(tmp_path / "other.npz")
     with pytest.raises(ValueError, match="other.npz is another codec .* than the run's"):
+        load_codec(good)
+    # A checkpoint of a training, as Stable Diffusion is published, has its tensors in a part.
+    content = {"global_step": np.int64(7), "state_dict": other}
+    (tmp_path / "model.ckpt").write_bytes(pickle.dumps(content))
+    good.codec.weights = str(tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match="model.ckpt is another codec .* than the run's"):
         load_codec(good)
     write_npz(tmp_path / "wrong.npz", **wrong)
     good.codec.weights = str(tmp_path / "wrong.npz")

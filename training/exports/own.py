@@ -23,7 +23,7 @@ from fewstep.messages import shell_flags
 from fewstep.training.exports.exported import Contents, Exported
 from fewstep.training.storage.fields import is_whole
 from fewstep.training.storage.fingerprint import fingerprint
-from fewstep.training.storage.identity import as_dict, is_counts, with_all_fields
+from fewstep.training.storage.identity import as_dict, flatten_fields, is_counts, with_all_fields
 from fewstep.training.storage.record import parse_config
 from fewstep.training.storage.seal import seal_record, unseal_record
 from fewstep.weights.layouts.names import flatten, nested
@@ -34,7 +34,7 @@ LAYOUT = "fewstep"
 RECORD, CODEC = "config.json", "codec.safetensors"
 NETWORKS = ("network.safetensors", "network.npz")
 FORMAT = 1  # of the record
-# Fields for places, and their defaults.
+# Fields for places, and their defaults; beside them are the weights of an objective's distances.
 PLACES = {
     "compilation_cache": "",
     "teacher": "",
@@ -79,7 +79,9 @@ def record_of(exported: Exported) -> dict[str, Any]:
 def config_without_places(config: ConfigDict) -> ConfigDict:
     """The config of a run of the network alone, which names no place on a disk."""
     config = config.copy_and_resolve_references()
-    config.update_from_flattened_dict(PLACES | WITHOUT_AVERAGES)
+    fields = flatten_fields(as_dict(config.objective))
+    files = [f"objective.{name}" for name in fields if name.endswith(".weights")]
+    config.update_from_flattened_dict(PLACES | WITHOUT_AVERAGES | dict.fromkeys(files))
     if path_in_name(config.data.name):
         config.data.name = NONE
     if config.evaluate.reference not in REFERENCES:
