@@ -14,11 +14,14 @@ from jax import Array
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.spacing import karras_spacing
 
+# Deviations between a mean and the range of a truncated normal draw; float32 has no tail beyond.
+FARTHEST_TAIL = 5.0
+
 TimeSampler = Callable[[Array, int], Array]
 
 
 def uniform_times(path: Path) -> TimeSampler:
-    """t ~ U[t_min, t_max), one draw from each of `count` equal strata, in random order.
+    """t ~ U[t_min, t_max], one draw from each of `count` equal strata, in random order.
 
     Each t is exactly uniform; strata only reduce the variance of a batch's mean loss.
     """
@@ -51,12 +54,19 @@ def log_normal_times(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSa
     """log(sigma / alpha) ~ N(mean, std^2) within the path's ends (Karras et al. 2022, table 1).
 
     The normal distribution is truncated, so that no mass collects at an end. Noise levels are the
-    same on every path; on `ve` t is sigma.
+    same on every path; on `ve` t is sigma. Raises ValueError unless std > 0, or if the path's ends
+    are further in a tail than float32 can draw.
     """
     if std <= 0.0:
         raise ValueError(f"time_sampler.std={std} must be positive")
-    ends = path.rho(jnp.asarray([path.t_min, path.t_max], jnp.float32))
-    low, high = (jnp.log(ends) - mean) / std
+    with jax.ensure_compile_time_eval():
+        ends = path.rho(jnp.asarray([path.t_min, path.t_max], jnp.float32))
+        low, high = (float(end) for end in (jnp.log(ends) - mean) / std)
+    if low > FARTHEST_TAIL or high < -FARTHEST_TAIL:
+        raise ValueError(
+            f"time_sampler.mean={mean:g} is more than {FARTHEST_TAIL:g} time_sampler.std={std:g} "
+            f"away from the log noise levels of path.name={path.name}; choose them nearer"
+        )
 
     def sample(key: Array, count: int) -> Array:
         rho = jnp.exp(mean + std * jax.random.truncated_normal(key, low, high, (count,)))

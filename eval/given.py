@@ -91,7 +91,7 @@ class Pictures:
         return np.asarray(image, np.uint8).reshape(self.shape[1:])
 
     def read(self, path: str) -> Image.Image:
-        """The picture in a file, in mode L or RGB. Raises ValueError unless these are its pixels."""
+        """The picture in a file, in mode L or RGB. Raises ValueError if that changes its pixels."""
         try:
             found = read_image(self.tree.read(path), self.channels, NEWEST.background)
         except Exception as error:  # each of Pillow's decoders has its own exceptions

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -151,13 +152,27 @@ LEAST_ALPHA_SAMPLED, LEAST_ALPHA_ONE_STEP = 1e-3, 0.05
 
 
 def check_decoding(model: Model, least_alpha: float = LEAST_ALPHA_SAMPLED) -> None:
-    """Raises ValueError unless a prediction determines the data at t_max, where sampling starts."""
-    alpha = float(model.path.alpha(jnp.float32(model.path.t_max)))
+    """Raises ValueError unless a prediction determines the data at t_max, where sampling starts.
+
+    Also for a kind whose target is infinite at t_min.
+    """
+    where = f"the noise end of path.name={model.path.name}"
+    check_decoding_at(model, model.path.t_max, where, least_alpha)
+    if model.kind.name == "tilt" and float(model.path.sigma(jnp.float32(model.path.t_min))) == 0.0:
+        raise ValueError(
+            f"prediction.kind=tilt has no finite target at the data end of path.name="
+            f"{model.path.name}, where sigma is 0; use path.name=vp_ddpm, or velocity, v or F"
+        )
+
+
+def check_decoding_at(model: Model, t: Array | float, where: str, least_alpha: float) -> None:
+    """Raises ValueError unless a prediction determines the data at t, which `where` names."""
+    with jax.ensure_compile_time_eval():
+        alpha = float(model.path.alpha(jnp.float32(t)))
     if model.kind.name in ("eps", "score") and alpha < least_alpha:
         raise ValueError(
-            f"prediction.kind={model.kind.name} says too little about the data at the noise end of "
-            f"path.name={model.path.name}, where alpha is {max(alpha, 0.0):.2g}; use velocity, v "
-            "or F"
+            f"prediction.kind={model.kind.name} says too little about the data at {where}, where "
+            f"alpha is {max(alpha, 0.0):.2g}; use velocity, v or F"
         )
 
 

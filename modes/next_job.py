@@ -72,7 +72,7 @@ class NextJob:
 
     @property
     def config(self) -> ConfigDict:
-        """The config as training will use it; the scale of latents that are not there is unknown."""
+        """The config as training will use it; the scale of latents not yet made is unknown."""
         return self.prepared[0]
 
     @property

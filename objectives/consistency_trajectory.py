@@ -18,7 +18,8 @@ distillation (tests). The inner jump of the target has the current weights and t
 mask; H has those of the follower `target`. The target is detached; H passes the gradient on.
 
 lambda = || dL_CTM || / || dL_DSM ||, detached, balances the terms. The code takes the gradients in
-the weights of the last layer; here they are those in the output of the network.
+the weights of the last layer; here they are those in the output of the network, times the root of
+its size, so that lambda depends on neither batch nor image size.
 
 gamma-sampling (their algorithm 3) jumps from t to a noise level sqrt(1 - gamma^2) times that of the
 next time, and adds noise up to it. gamma = 0 follows the ODE; gamma = 1 is consistency sampling.
@@ -187,15 +188,18 @@ def denoising_term(
 
 
 def with_gradient_norm(term: Callable[[Array], Array], raw: Array) -> tuple[Array, Array]:
-    """(rows of a term of the output `raw`, || d mean(rows) / d raw || over the batch, detached).
+    """(rows of a term of the output `raw`, a norm of d mean(rows) / d raw, detached).
 
-    A row depends on its row of `raw` alone. So one gradient, taken here, serves the norm and the
-    loss, whose rows are linear in `raw` with it: `term` may hold a network.
+    The norm over the batch is multiplied by the root of its size: for a mean squared error it is
+    twice the root mean square error. A row depends on its row of `raw` alone. So one gradient,
+    taken here, serves the norm and the loss, whose rows are linear in `raw` with it: `term` may
+    hold a network.
     """
     held = jax.lax.stop_gradient(raw)
     rows, pullback = jax.vjp(term, held)
     (slope,) = pullback(jnp.ones_like(rows))
-    return rows + inner_product(slope, raw - held), jnp.sqrt(jnp.sum(slope**2)) / rows.size
+    norm = jnp.sqrt(raw.size * jnp.sum(slope**2)) / rows.size
+    return rows + inner_product(slope, raw - held), norm
 
 
 def draw_times(
@@ -222,8 +226,9 @@ def denoising_times(path: Path) -> TimeSampler:
     normal, noisy = log_normal_times(path), karras_times(path, lowest=NOISIER)
 
     def sample(key: Key, count: int) -> Array:
-        keys = jax.random.split(key)
-        even = jnp.arange(count) % 2 == 0
+        keys = jax.random.split(key, 3)
+        first = jax.random.bernoulli(keys[2]) if count == 1 else True  # a row alone takes turns
+        even = (jnp.arange(count) % 2 == 0) == first
         return jnp.where(even, normal(keys[0], count), noisy(keys[1], count))
 
     return sample

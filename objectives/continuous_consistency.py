@@ -136,7 +136,7 @@ def tangent_loss(
         eps = jax.random.normal(key_eps, x_0.shape)
         draw = Draw(x_0, eps, path.interpolate(x_0, eps, t), t, t, condition)
         velocity = network_velocity(model, params, condition, key_dropout)
-        warmup = jnp.minimum(step / max(tangent_warmup, 1), 1.0)
+        warmup = jnp.minimum(step / tangent_warmup, 1.0) if tangent_warmup else 1.0
         v, g = tangent(velocity, draw.x_t, t, direction(networks, draw), warmup)
         target = jax.lax.stop_gradient(v) / sigma_data + normalize_tangent(g, tangent_scale)
         error = per_example(squared_error(v / sigma_data, target))

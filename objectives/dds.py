@@ -4,12 +4,14 @@
     log w = log rho(y_K) - log N(y_K; 0, I) - sum_k (l_k |f_k|^2 / 2 + sqrt(l_k) eps_k . f_k)
 
 The reference chain, with f = 0, is stationary at N(0, I), so this weight is the ratio of kernels of
-samplers/controlled.py. The paper writes lambda for l.
-l_k = 1 - (alpha_t / alpha_s)^2 is the exact noising of the path
-between two times of the grid.
+samplers/controlled.py. l_k = 1 - (alpha_t / alpha_s)^2, the paper's alpha_k, is the exact noising
+of the path between two times of the grid.
 
 Where the paper, its code and this file differ:
 
+* The paper's exponential integrator moves by 2 lambda_k f with lambda_k = 1 - sqrt(1 - alpha_k),
+  and pays 2 lambda_k^2 / alpha_k |f|^2. This file has l_k f and l_k |f|^2 / 2, as the Euler steps
+  of its code. The drifts differ by about l_k / 4 of their size. Both have exact weights.
 * The schedule of l is that of path and spacing; the paper's is a squared cosine.
 * kl is differentiated with all terms. The code drops the term eps . f, whose mean is zero, or
   detaches its network.

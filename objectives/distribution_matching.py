@@ -241,9 +241,16 @@ def joint_fake_score_loss(model: Model) -> LossFn:
 
 
 def generator_loss(
-    model: Model, divergence: Divergence, normalize: bool, guidance_scale: float
+    model: Model,
+    divergence: Divergence,
+    normalize: bool,
+    guidance_scale: float,
+    mean: Callable[[Point], Array] = lambda point: point.fake,
 ) -> LossFn:
-    """The surrogate of the divergence at noised samples of the generator."""
+    """The surrogate of the divergence at noised samples of the generator.
+
+    mean: what an exact fake score says of E[x_g | x_t], for the health metrics.
+    """
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
@@ -256,7 +263,8 @@ def generator_loss(
         point = evaluate_point(model, predict, x_g, eps, t, batch_condition(batch), guidance_scale)
         error = per_example(jnp.abs(x_g - point.teacher))
         scale = jax.lax.stop_gradient(jnp.maximum(error, LEAST_ERROR)) if normalize else 1.0
-        return divergence.surrogate(point) / scale, health_metrics(point, t, model.path)
+        health = health_metrics(point._replace(fake=mean(point)), t, model.path)
+        return divergence.surrogate(point) / scale, health
 
     return loss
 

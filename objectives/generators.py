@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from fewstep.diffusion.guidance import Condition
-from fewstep.models.model import Model
+from fewstep.models.model import LEAST_ALPHA_ONE_STEP, Model, check_decoding_at
 from fewstep.models.network import Network
 from fewstep.objectives.base import Key, Params
 
@@ -39,7 +39,7 @@ def one_step_generator(model: Model, sigma_init: float = 2.5) -> Generator:
         starts near the mean of the data with some variety. At the noise end it would start at the
         mean.
 
-    Raises ValueError for a level outside the path.
+    Raises ValueError for a level outside the path, or where the prediction says too little.
     """
     path = model.path
     low, high = (float(path.rho(jnp.float32(t))) for t in (path.t_min, path.t_max))
@@ -48,7 +48,9 @@ def one_step_generator(model: Model, sigma_init: float = 2.5) -> Generator:
             f"objective.sigma_init={sigma_init:g} is outside path.name={path.name}, whose noise "
             f"levels sigma / alpha are {low:g} to {high:g}; choose a level between them"
         )
-    return generator_at(model, path.time_at(jnp.float32(sigma_init)))
+    time = path.time_at(jnp.float32(sigma_init))
+    check_decoding_at(model, time, f"objective.sigma_init={sigma_init:g}", LEAST_ALPHA_ONE_STEP)
+    return generator_at(model, time)
 
 
 def generator_at(model: Model, time: Array | float) -> Generator:

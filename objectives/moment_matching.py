@@ -79,7 +79,9 @@ def moment_matching(
     check_decoding(model, LEAST_ALPHA_ONE_STEP)
     spacing = spacing or uniform_spacing(model.path)
     fake_score = Player(model.network, regularised_fake_loss(model, guidance_scale))
-    loss = generator_loss(model, integral_kl(), False, guidance_scale)
+    # The minimum of L_F is the middle of E[x_g | z_s] and the teacher.
+    mean = lambda point: 2.0 * point.fake - point.teacher
+    loss = generator_loss(model, integral_kl(), False, guidance_scale, mean)
     return Objective(
         players={"fake_score": fake_score, "network": Player(model.network, loss, headline="gap")},
         followers={},

@@ -6,7 +6,8 @@ is that of the noised density, so a trained network predicts data and noise at e
 denoiser does. It teaches every student of denoisers by its probability-flow ODE. No data are read.
 
     kl             E[-log w] = KL(paths || noised density) - log Z
-    log_variance   Var[log w], of paths that the detached network drives (Richter & Berner 2024)
+    log_variance   Var[log w] over the rows of a micro-batch, of paths that the detached network
+                   drives (Richter & Berner 2024)
 
 Both are zero (up to log Z) only at the optimum. The gradient of kl goes through the whole path.
 That of log_variance does not: its points are detached, so each step is differentiated alone, and a
@@ -63,8 +64,13 @@ class PathLoss(NamedTuple):
 
 
 def variance_rows(log_w: Array) -> Array:
-    """Rows whose mean is the unbiased variance: [B]."""
-    return (log_w - jnp.mean(log_w)) ** 2 * (log_w.size / max(log_w.size - 1, 1))
+    """Rows whose mean is the unbiased variance: [B]. Raises ValueError for a single row."""
+    if log_w.size < 2:
+        raise ValueError(
+            "objective.path_loss=log_variance needs 2 rows or more in a micro-batch; choose a "
+            "larger batch_size, fewer micro_batches, or objective.path_loss=kl"
+        )
+    return (log_w - jnp.mean(log_w)) ** 2 * (log_w.size / (log_w.size - 1))
 
 
 PATH_LOSSES = {

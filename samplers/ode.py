@@ -121,7 +121,8 @@ def dpm_solver_2m() -> Solver:
     With h = lambda_s - lambda_t, lambda = log(alpha / sigma), and `before` for the previous point,
     x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) D for
     D = x_0 + (h / 2 h_before) (x_0 - x_0_before): the DDIM step to D. The first step is of first
-    order, and so is an interval of infinite length in lambda (from pure noise or to no noise).
+    order, and so are an interval of infinite length in lambda (from pure noise or to no noise) and
+    the one that follows it.
     """
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:

@@ -288,7 +288,7 @@ def test_fields_have_edges():
     at_once = continuous_training(
         model, adaptive_weight=False, tangent_warmup=0, tangent_scale=1e-6
     )
-    loss = run(at_once, affine_network().init(KEY), step=1)[0]
+    loss = run(at_once, affine_network().init(KEY), step=0)[0]
     warmed = continuous_training(model, adaptive_weight=False, tangent_warmup=1, tangent_scale=1e-6)
     np.testing.assert_array_equal(loss, run(warmed, affine_network().init(KEY), step=1)[0])
-    assert np.isfinite(run(at_once, affine_network().init(KEY), step=0)[0]).all()
+    assert np.abs(loss - run(warmed, affine_network().init(KEY), step=0)[0]).max() > 1e-3
