@@ -6,33 +6,40 @@ files that count. It is written after all of them, so that a checkpoint is there
 all, and before any is removed.
 
 The bucket is the run. A mirror that another machine has overtaken is made equal to it; one that is
-ahead, since its last copy failed or its process was killed, goes on from where it is.
+ahead, since its last copy failed or its process was killed, goes on from where it is. A mirror of a
+run that the bucket no longer has is put aside, since it may be the only copy.
 """
 
 import fcntl
 import json
 import os
 import shutil
-import socket
+import signal
 import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from fewstep.buckets import Place, fetch, mirror_of, open_place, reaching
+from fewstep.training.storage.bucket_listing import (
+    EVERY,
+    LISTING,
+    Stamps,
+    is_alive,
+    is_elsewhere,
+    new_listing,
+    read_listing,
+    sign_of_life,
+    signs_of_life,
+    write_listing,
+)
 from fewstep.training.storage.checkpoint import FOLDER as CHECKPOINTS
 
-LISTING, FORMAT = "fewstep.json", 1
-EVERY = 30.0  # seconds between two copies to the bucket
-SILENCE = 4 * EVERY  # after so many seconds without a copy, a writer is dead
 LOCAL = ("lock", "heartbeat")  # what only this machine reads, in the folder of a run
 SAFE = "; nothing is lost, all is in {}"
-
-Stamps = dict[str, list[int]]  # name -> size in bytes, modification time in ns
 
 
 @contextmanager
@@ -41,8 +48,8 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
 
     writes: whether the block trains. Else, while another machine trains, what the block writes
     stays in the mirror. Another process of this machine that has the mirror keeps it equal. Raises
-    ValueError if the block trains and another machine or process has the folder, OSError if the
-    bucket cannot be reached.
+    ValueError if the block trains and another machine or process has the folder, and for a folder
+    of something else; OSError if the bucket cannot be reached.
     """
     place = open_place(path, "--workdir")
     mirror = mirror_of(place.address, root)
@@ -59,6 +66,15 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
             yield mirror
             return
         with reaching(place):
+            foreign = not read_listing(place) and place.fs.find(place.path)
+        if foreign:
+            known = f" (what this machine had of it is in {mirror})" if mirror.exists() else ""
+            raise ValueError(
+                f"--workdir={place.address} has objects and no {LISTING}, so it is no run that "
+                "Fewstep wrote there; choose another folder, or copy it to a disk and name the "
+                f"copy{known}"
+            )
+        with reaching(place):
             other = pull(place, mirror)
         if other and writes:
             raise ValueError(
@@ -72,6 +88,8 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
         if writes:  # a bucket that cannot be written to is an error before any compute
             with reaching(place):
                 push(place, mirror)
+        elif listed := read_record(mirror):  # else another machine takes the run for a free one
+            try_to(place, mirror, lambda: write_listing(place, listed | sign_of_life(False)))
         with kept_equal(place, mirror):
             yield mirror
 
@@ -86,27 +104,42 @@ def kept_equal(place: Place, mirror: Path) -> Iterator[None]:
 
     def copy() -> None:
         while not stop.wait(EVERY):
-            try_to_push(place, mirror)
+            try_to(place, mirror, lambda: push(place, mirror))
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
     try:
         yield
     except BaseException:
+        with uninterrupted():
+            stop.set()
+            thread.join()
+            try_to(place, mirror, lambda: push(place, mirror, ended=True))
+        raise
+    with uninterrupted():
         stop.set()
         thread.join()
-        try_to_push(place, mirror, ended=True)
-        raise
-    stop.set()
-    thread.join()
-    with reaching(place, SAFE.format(mirror)):
-        push(place, mirror, ended=True)
+        with reaching(place, SAFE.format(mirror)):
+            push(place, mirror, ended=True)
 
 
-def try_to_push(place: Place, mirror: Path, ended: bool = False) -> None:
-    """`push`; an error, which may be of any type, is a warning, since the next copy may succeed."""
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ignores SIGTERM: a machine that goes away may send a second one during the last copy."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        push(place, mirror, ended)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def try_to(place: Place, mirror: Path, write: Callable[[], None]) -> None:
+    """`write`; an error, which may be of any type, is a warning, since the next may succeed."""
+    try:
+        write()
     except Exception as error:
         text = f"warning: {place.address} was not written ({error}){SAFE.format(mirror)}"
         print(text, file=sys.stderr)
@@ -119,8 +152,8 @@ def pull(place: Place, mirror: Path) -> str:
     """
     listing, last = read_listing(place), read_record(mirror)
     if not listing:
-        if last:  # the bucket was emptied
-            shutil.rmtree(mirror, ignore_errors=True)
+        if last:
+            put_aside(place, mirror)
         return ""
     if listing["id"] != last.get("id") or not mirror.exists():
         listed = listing["files"]
@@ -133,45 +166,57 @@ def pull(place: Place, mirror: Path) -> str:
                 fetch(place, name, mirror / name, listed[name][1])
         remove_empty_checkpoints(mirror)
         write_record(mirror, listing)
-    alive = time.time() - listing["at"] < SILENCE and not listing["ended"]
-    return listing["writer"] if alive and listing["writer"] != socket.gethostname() else ""
+    # A writer may have given signs of life, or ended, while its files came here.
+    newest = read_listing(place) or listing
+    if is_alive(newest) and is_elsewhere(newest):
+        return newest["writer"]
+    return "" if newest["id"] == listing["id"] else pull(place, mirror)
+
+
+def put_aside(place: Place, mirror: Path) -> None:
+    """Keep what a mirror has under another name, for a bucket that has nothing of it any more."""
+    record_file(mirror).unlink()
+    if mirror.exists():
+        kept = mirror.with_name(f"{mirror.name}.{uuid4().hex[:8]}.kept")
+        mirror.rename(kept)
+        print(
+            f"{place.address} has no run any more; what this machine had of it is kept in {kept}, "
+            "which can be a --workdir",
+            flush=True,
+        )
 
 
 def push(place: Place, mirror: Path, ended: bool = False) -> None:
     """Copy to the bucket what has changed in a mirror, then the listing; then remove the rest."""
     if ended and not mirror.exists():  # a command that found nothing leaves no trace
         return
-    listed = read_record(mirror)
+    listed, there = read_record(mirror), read_listing(place)
+    if there and there["id"] != listed.get("id") and is_elsewhere(there):
+        raise ValueError(f"{there['writer']} has written to it since")
     last = listed.get("files", {})
     files = scan(mirror)
-    said = time.time()
-    for name in [name for name, stamp in files.items() if last.get(name) != stamp]:
-        try:
-            place.fs.put_file(str(mirror / name), f"{place.path}/{name}")
-        except FileNotFoundError:  # removed since: a checkpoint that is not kept
-            continue
-        if listed and time.time() - said > EVERY:  # else others take a long copy for a dead writer
-            write_listing(place, {**listed, **sign_of_life(ended=False)})
-            said = time.time()
+    if not there:  # before any object: what has no listing is not a run
+        listed = new_listing({}, ended=False)
+        write_listing(place, listed)
+        write_record(mirror, listed)
+        last = {}
+    with signs_of_life(place, listed):
+        for name in [name for name, stamp in files.items() if last.get(name) != stamp]:
+            try:
+                place.fs.put_file(str(mirror / name), f"{place.path}/{name}")
+            except FileNotFoundError:
+                if (mirror / name).exists():
+                    raise
+                continue  # removed since: a checkpoint that is not kept
     still = scan(mirror)
     gone = {folder_of(name) for name in {*files} - {*still}}
     files = {name: stamp for name, stamp in files.items() if folder_of(name) not in gone}
-    listing = {"format": FORMAT, "id": uuid4().hex, **sign_of_life(ended), "files": files}
+    listing = new_listing(files, ended)
     write_listing(place, listing)
     write_record(mirror, listing)
     for name in {*last} - {*files}:
         if place.fs.exists(f"{place.path}/{name}"):
             place.fs.rm_file(f"{place.path}/{name}")
-
-
-def sign_of_life(ended: bool) -> dict[str, Any]:
-    """What a listing says of its writer."""
-    return {"writer": socket.gethostname(), "at": time.time(), "ended": ended}
-
-
-def write_listing(place: Place, listing: Mapping[str, Any]) -> None:
-    """Write the listing of a folder in a bucket."""
-    place.fs.pipe_file(f"{place.path}/{LISTING}", json.dumps(listing).encode())
 
 
 def folder_of(name: str) -> str:
@@ -200,17 +245,6 @@ def belongs(parts: tuple[str, ...]) -> bool:
     """Whether a path in a run's folder belongs into the bucket."""
     unfinished = parts[0] == CHECKPOINTS and len(parts) > 1 and not parts[1].isdigit()
     return not (unfinished or parts[0] in LOCAL or parts[-1].endswith(".tmp"))
-
-
-def read_listing(place: Place) -> dict[str, Any]:
-    """The listing of a folder; {} without one. Raises ValueError for a folder of something else."""
-    try:
-        listing = json.loads(place.fs.cat_file(f"{place.path}/{LISTING}"))
-    except FileNotFoundError:
-        return {}
-    if listing["format"] != FORMAT:
-        raise ValueError(f"{LISTING} is of another version")
-    return listing
 
 
 def read_record(mirror: Path) -> dict[str, Any]:

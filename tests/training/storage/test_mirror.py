@@ -1,6 +1,8 @@
 """A run's folder in a bucket: what the bucket has is whole, whenever the machine is lost."""
 
 import itertools
+import os
+import signal
 import socket
 import sys
 import time
@@ -12,6 +14,7 @@ import pytest
 from fewstep import buckets
 from fewstep.modes.bucket import on_disk
 from fewstep.training.cluster import processes
+from fewstep.training.storage import bucket_listing as LISTINGS
 from fewstep.training.storage import mirror as MIRROR
 from fewstep.training.storage.mirror import LISTING, mirrored, pull, push, scan
 
@@ -139,7 +142,7 @@ def test_a_run_of_another_machine_is_not_written_to(address, tmp_path, monkeypat
         fill(mirror, {"samples/0.png": "mine"})
     assert "stays in" in capsys.readouterr().out
     assert "samples/0.png" not in seen_by_another(address, tmp_path / "other")
-    later = time.time() + MIRROR.SILENCE + 1.0
+    later = time.time() + LISTINGS.SILENCE + 1.0
     monkeypatch.setattr(time, "time", lambda: later)  # tpu-7 was lost
     with mirrored(Path(address), tmp_path, writes=True) as mirror:
         assert texts(mirror) == {**FILES, "samples/0.png": "mine"}
@@ -177,23 +180,148 @@ def test_copies_are_made_while_a_run_goes_on(address, tmp_path, monkeypatch):
 
 
 def test_a_long_copy_shows_that_its_writer_lives(address, tmp_path, monkeypatch):
-    place, folder, clock = buckets.open_place(address, ""), tmp_path / "run", [1000.0]
-    monkeypatch.setattr(time, "time", lambda: clock[0])
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
     fill(folder, {"run.json": "a"})
     push(place, folder)
-    put, seen = place.fs.put_file, []
+    monkeypatch.setattr(LISTINGS, "EVERY", 0.01)
+    first, seen, put = MIRROR.read_listing(place), [], place.fs.put_file
 
     def slow(*given):
         put(*given)
-        clock[0] += MIRROR.EVERY + 1.0
-        seen.append(MIRROR.read_listing(place))
+        end = time.monotonic() + 30.0
+        while (now := MIRROR.read_listing(place))["at"] == first["at"]:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        seen.append(now)
 
     monkeypatch.setattr(place.fs, "put_file", slow)
     fill(folder)
     push(place, folder)
-    assert len(seen) > 1 and [*seen[-1]["files"]] == ["run.json"]  # of the copy before
-    assert clock[0] - seen[-1]["at"] < MIRROR.SILENCE and not seen[-1]["ended"]
-    assert seen[-1]["at"] > 1000.0 and seen[-1]["id"] != MIRROR.read_listing(place)["id"]
+    assert seen and [*seen[-1]["files"]] == ["run.json"]  # of the copy before
+    assert seen[-1]["id"] == first["id"] != MIRROR.read_listing(place)["id"]
+    assert not seen[-1]["ended"]
+
+
+def test_the_mirror_of_a_run_that_the_bucket_has_lost_is_kept(address, tmp_path, capsys):
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        fill(folder)
+    place = buckets.open_place(address, "")
+    place.fs.rm(place.path, recursive=True)
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        assert not scan(folder)
+        fill(folder, {"run.json": "new"})
+    (kept,) = folder.parent.glob("*.kept")
+    assert texts(kept) == FILES and str(kept) in capsys.readouterr().out
+    assert seen_by_another(address, tmp_path / "other") == {"run.json": "new"}
+
+
+def test_an_object_that_did_not_arrive_is_not_listed(address, tmp_path, monkeypatch):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    push(place, folder)
+
+    def missing(*_):
+        raise FileNotFoundError("no such bucket")
+
+    fill(folder)
+    with monkeypatch.context() as patch, pytest.raises(FileNotFoundError, match="no such bucket"):
+        patch.setattr(place.fs, "put_file", missing)
+        push(place, folder)
+    assert seen_by_another(address, tmp_path / "other") == {}
+    push(place, folder)
+    assert seen_by_another(address, tmp_path / "other") == FILES
+
+
+def test_a_writer_that_lived_during_a_long_fetch_is_alive(address, tmp_path, monkeypatch):
+    place, folder, clock = buckets.open_place(address, ""), tmp_path / "run", [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    fill(folder)
+
+    def write(ended):
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda: "tpu-7")
+            push(place, folder, ended)
+
+    write(ended=False)
+    fetch = MIRROR.fetch
+
+    def slow(*given):
+        fetch(*given)
+        clock[0] += LISTINGS.SILENCE
+        write(ended=False)
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="written by tpu-7"):
+        patch.setattr(MIRROR, "fetch", slow)
+        with mirrored(Path(address), tmp_path / "late", writes=True):
+            raise AssertionError
+
+    def last(*given):
+        fetch(*given)
+        if "checkpoints/9/a" not in scan(folder):
+            fill(folder, {"checkpoints/9/a": "its last"})
+            write(ended=True)
+
+    monkeypatch.setattr(MIRROR, "fetch", last)
+    with mirrored(Path(address), tmp_path / "later", writes=True) as mirror:
+        assert texts(mirror) == {**FILES, "checkpoints/9/a": "its last"}
+
+
+def test_a_reader_does_not_replace_what_another_machine_has_written(
+    address, tmp_path, monkeypatch, capsys
+):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    push(place, folder, ended=True)
+    newer = {"checkpoints/9/a": "newer"}
+    with (
+        pytest.raises(OSError, match=r"tpu-7 has written to it since\); nothing is lost"),
+        mirrored(Path(address), tmp_path, writes=False) as mirror,
+    ):
+        assert not MIRROR.read_listing(place)["ended"]  # so that others do not train meanwhile
+        fill(mirror, {"samples/0.png": "mine"})
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda: "tpu-7")
+            fill(folder, newer)
+            MIRROR.write_record(folder, MIRROR.read_listing(place))
+            push(place, folder, ended=True)
+    assert seen_by_another(address, tmp_path / "other") == {**FILES, **newer}
+
+
+def test_objects_of_something_else_are_not_overwritten(address, tmp_path):
+    place = buckets.open_place(address, "")
+    place.fs.pipe_file(f"{place.path}/run.json", b"copied by hand")
+    for writes in (True, False):
+        with (
+            pytest.raises(ValueError, match="has objects and no fewstep.json, .*copy it to a disk"),
+            mirrored(Path(address), tmp_path, writes=writes),
+        ):
+            raise AssertionError
+    assert place.fs.cat_file(f"{place.path}/run.json") == b"copied by hand"
+
+
+def test_a_second_signal_does_not_stop_the_last_copy(address, tmp_path, monkeypatch):
+    place = buckets.open_place(address, "")
+    put = place.fs.put_file
+
+    def signalled(*given):
+        os.kill(os.getpid(), signal.SIGTERM)
+        put(*given)
+
+    def preempted(*_):
+        raise InterruptedError
+
+    before = signal.signal(signal.SIGTERM, preempted)
+    try:
+        with (
+            pytest.raises(InterruptedError),
+            mirrored(Path(address), tmp_path, writes=True) as folder,
+        ):
+            fill(folder)
+            monkeypatch.setattr(place.fs, "put_file", signalled)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is preempted
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen_by_another(address, tmp_path / "other") == FILES
 
 
 def test_a_bucket_that_cannot_be_written_says_where_the_run_is(address, tmp_path, monkeypatch):
