@@ -37,6 +37,7 @@ from fewstep.modes.sampling import check_draw, checked_sampler, finished_samples
 from fewstep.modes.train_run import train_run
 from fewstep.objectives.base import Objective, Params
 from fewstep.training.classes import class_names
+from fewstep.training.cost.memory import memory_errors_in_words
 from fewstep.training.generate import BatchSampler
 from fewstep.training.sharding import make_mesh
 
@@ -216,7 +217,8 @@ def train(config: Config | ConfigDict, workdir: str | os.PathLike[str], *, start
     config: of `config`; a ConfigDict, such as the `config` of a run, inherits nothing from a
     teacher. start: RUN[@STEP], another run whose networks a new run starts from.
 
-    Raises ValueError before any compute, OSError if a file cannot be written, DivergedError.
+    Raises ValueError before any compute and if the memory is not enough, OSError if a file cannot
+    be written, and DivergedError.
     """
     asked = config if isinstance(config, Config) else Config(config, {}, "")
     file, given = asked.name.partition(":")[0], asked.given
@@ -228,7 +230,11 @@ def train(config: Config | ConfigDict, workdir: str | os.PathLike[str], *, start
         config_of_method=lambda method: checked(read_config(f"{file}:{method}", given)),
         teachers=TEACHERS,
     )
-    with _as_the_command_line(), on_disk(request.workdir, trains=True) as folder:
+    with (
+        _as_the_command_line(),
+        on_disk(request.workdir, trains=True) as folder,
+        memory_errors_in_words(),
+    ):
         train_run(request._replace(workdir=folder))
         write_run_page(folder)
     return load(workdir)

@@ -43,6 +43,7 @@ from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
 from fewstep.training.cluster.door import MissingError
 from fewstep.training.cluster.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
+from fewstep.training.cost.memory import memory_errors_in_words
 from fewstep.training.report import DivergedError
 
 MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
@@ -132,6 +133,7 @@ def run_mode(asked: Request) -> None:
         with (
             Preemption(processes.has_peers() and mode.trains, interrupted) as preemption,
             preemption.at_once(),
+            memory_errors_in_words(),
         ):
             if processes.has_peers() and mode.alike:
                 check_same_flags(MODE.value, asked)

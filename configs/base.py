@@ -78,7 +78,7 @@ def config() -> ConfigDict:
                 "keep": 2,  # keeps the newest N checkpoints; 0 keeps all
                 "keep_hours": 0.0,  # also keeps one checkpoint per N hours; 0 turns this off
                 "keep_best": "",  # also keeps the best by this metric: frechet_1, kernel_4, ...
-                "keep_steps": (),  # also keeps those of these steps; the last of a stage always
+                "keep_steps": (),  # also saves and keeps these steps; the last of a stage always
             },
             "watchdog": {  # writes all stacks if no step finishes in time, then ends the process
                 "seconds": 60.0,  # time limit of a step

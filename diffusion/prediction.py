@@ -60,14 +60,12 @@ class Kind(NamedTuple):
     decode: (prediction, x_t, coefficients) -> Endpoints.
     encode: (endpoints, x_t, coefficients) -> prediction.
     c_in: coefficients -> the scale of x_t at the network's input.
-    error_weight: coefficients -> the weight of its squared error in denoising.
     """
 
     name: str
     decode: Callable[[Array, Array, Coefficients], Endpoints]
     encode: Callable[[Endpoints, Array, Coefficients], Array]
     c_in: Callable[[Coefficients], Array] = lambda c: jnp.ones_like(c.alpha)
-    error_weight: Callable[[Coefficients], Array] = lambda c: jnp.ones_like(c.alpha)
 
 
 def coefficients(path: Path, t: Array, x: Array) -> Coefficients:
@@ -151,15 +149,17 @@ KINDS: dict[str, Kind] = {
             lambda e, x_t, c: -e.eps / c.sigma,
         ),
         raw_kind(),
-        Kind(
-            "tilt",
-            _from_tilt,
-            lambda e, x_t, c: e.x_0 - c.alpha / c.sigma * e.eps,
-            # The error of v = -sigma tilt / sqrt(alpha^2 + sigma^2), which is bounded.
-            error_weight=lambda c: c.sigma**2 / (c.alpha**2 + c.sigma**2),
-        ),
+        Kind("tilt", _from_tilt, lambda e, x_t, c: e.x_0 - c.alpha / c.sigma * e.eps),
     )
 }
+
+
+def compared_as(kind: Kind) -> Kind:
+    """The kind in which denoising compares a prediction with its target.
+
+    It is v for tilt, since v = -sigma tilt / sqrt(alpha^2 + sigma^2) has a target of bounded size.
+    """
+    return KINDS["v"] if kind.name == "tilt" else kind
 
 
 def endpoints(kind: Kind, prediction: Array, x_t: Array, t: Array, path: Path) -> Endpoints:

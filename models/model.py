@@ -152,17 +152,9 @@ LEAST_ALPHA_SAMPLED, LEAST_ALPHA_ONE_STEP = 1e-3, 0.05
 
 
 def check_decoding(model: Model, least_alpha: float = LEAST_ALPHA_SAMPLED) -> None:
-    """Raises ValueError unless a prediction determines the data at t_max, where sampling starts.
-
-    Also for a kind whose target is infinite at t_min.
-    """
+    """Raises ValueError unless a prediction determines the data at t_max, where sampling starts."""
     where = f"the noise end of path.name={model.path.name}"
     check_decoding_at(model, model.path.t_max, where, least_alpha)
-    if model.kind.name == "tilt" and float(model.path.sigma(jnp.float32(model.path.t_min))) == 0.0:
-        raise ValueError(
-            f"prediction.kind=tilt has no finite target at the data end of path.name="
-            f"{model.path.name}, where sigma is 0; use path.name=vp_ddpm, or velocity, v or F"
-        )
 
 
 def check_decoding_at(model: Model, t: Array | float, where: str, least_alpha: float) -> None:

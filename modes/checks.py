@@ -13,7 +13,7 @@ from fewstep.data import NONE, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.checks import check_evaluation, reason_to_skip
 from fewstep.models.user_sampler import is_sampler_file
-from fewstep.modes.job import Draft, check_begun
+from fewstep.modes.job import Draft, check_begun, check_profile
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import PER_HOST
 from fewstep.modes.resolve import read_dataset
@@ -86,7 +86,7 @@ def inspect_config(job: NextJob) -> str:
 
 
 def inspect_data(job: NextJob) -> str:
-    """Read and verify every image of the data set."""
+    """Read and verify every image of the data set, unless the run has begun."""
     if job.dataset is None:
         if reads_data(job.experiment.objective):
             read_dataset(job.asked)  # raises an error that says how to get it
@@ -96,10 +96,15 @@ def inspect_data(job: NextJob) -> str:
         return f"{where}, and {job.given.method} trains without images"
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
     names = job.dataset.classes
-    verify(job.dataset)
+    begun = restore.has_checkpoint(job.workdir)
+    if not begun:  # else each restart of a job would read all images once more
+        verify(job.dataset)
     classes = f", {job.dataset.num_classes} classes ({join_names(names)})" if names else ""
     # The name may be a folder that differs between hosts; the hash identifies the images.
-    return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{classes}"
+    read = " (verified when the run began)" if begun else ""
+    return (
+        f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{read}{classes}"
+    )
 
 
 def inspect_network(job: NextJob) -> str:
@@ -168,6 +173,8 @@ def inspect_evaluation(job: NextJob) -> str:
 
 def inspect_earlier_run(job: NextJob) -> str:
     """Check that the folder is free or holds this run."""
+    if job.request.profile:
+        check_profile(job.request.profile, job.workdir, job.config)
     if not workdir.is_run(job.workdir):
         return "starts anew"
     check_begun(job.workdir, Draft(job.config, job.dataset, job.experiment, job.mesh))
@@ -207,8 +214,6 @@ ALONE: dict[str, Check] = {
     "network": Check(inspect_network, ("data", "mesh"), equal=True),
     "memory": Check(inspect_memory, ("network",)),
     "teacher": Check(inspect_teacher, ("network",), equal=True),
-    "start": Check(inspect_start, ("network",), equal=True),
     "evaluation": Check(inspect_evaluation, ("network",)),
-    "run": Check(inspect_earlier_run, ("teacher",), equal=True),
     "disk": Check(inspect_disk, ("network",)),
 }

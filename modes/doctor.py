@@ -1,8 +1,9 @@
 """--mode=doctor: check, with the flags of a long job, what could make it fail.
 
-First each process runs the checks of `ALONE`, then all run those of `TOGETHER`: whether they
-compute together and see the same folder. Process 0 prints one line per check. A failed check stops
-only the checks that need it. The doctor leaves no files but a codec that it fits.
+All processes run each check at the same time: first those of `ALONE`, of what each has, then those
+of `TOGETHER`, whether they compute together and see the same folder. Process 0 prints one line per
+check. A failed check, of any process, stops only the checks that need it. The doctor leaves no
+files but a codec that it fits.
 """
 
 import socket
@@ -14,7 +15,7 @@ import jax
 
 from fewstep.modes.checks import ALONE, Check
 from fewstep.modes.joint_checks import TOGETHER
-from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Mode
+from fewstep.modes.mode import CONFIG, FROM, PROFILE, WORKDIR, Mode
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import Request
 from fewstep.training.cluster.processes import gather
@@ -34,12 +35,11 @@ def run_checks(request: Request) -> None:
     """Run and print all checks. Raises ValueError in all processes if one of them failed."""
     job = NextJob(request)
     reports: list[dict[str, Finding]] = [{} for _ in range(jax.process_count())]
-    for checks in (ALONE, TOGETHER):
-        here: dict[str, Finding] = {}
-        for name, check in checks.items():
-            passed = {n for n, f in here.items() if f.status == OK} | checks_passed_by_all(reports)
-            here[name] = run_check(job, check, passed)
-        reports = [a | b for a, b in zip(reports, gather_findings(here), strict=True)]
+    for name, check in (ALONE | TOGETHER).items():
+        # A check may compute in all processes together, so it runs in all of them or in none.
+        here = run_check(job, check, checks_passed_by_all(reports))
+        for report, found in zip(reports, gather(here), strict=True):
+            report[name] = Finding(*found)
     lines = {name: list(format_check(name, [r[name] for r in reports])) for name in reports[0]}
     if jax.process_index() == 0:
         print("\n".join(line for told_of in lines.values() for line in told_of), flush=True)
@@ -69,11 +69,6 @@ def run_check(job: NextJob, check: Check, passed: set[str]) -> Finding:
 def make_finding(status: str, text: str) -> Finding:
     """Return a finding of this process."""
     return Finding(status, text, f"process {jax.process_index()} (host {socket.gethostname()})")
-
-
-def gather_findings(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
-    """Return the findings of each process, in every process."""
-    return [{name: Finding(*found) for name, found in own.items()} for own in gather(content)]
 
 
 def format_check(name: str, findings: Sequence[Finding]) -> Iterator[str]:
@@ -117,7 +112,7 @@ def format_finding(name: str, found: Finding, who: str = "") -> str:
 DOCTOR = Mode(
     run_checks,
     "Check a long job before it starts: data, network, disk, devices, processes.",
-    {**CONFIG, **WORKDIR, **FROM},
+    {**CONFIG, **WORKDIR, **FROM, **PROFILE},
     together=True,
     alike=False,
 )

@@ -24,7 +24,9 @@ def evaluate_run(request: Request) -> None:
     config, experiment, mesh, params, step, _ = load_run(request)
     given = config_in_place_of(config, request)
     config = replace_folders(config, given)
+    rows = given.evaluate.batch_size or config.evaluate.batch_size
     config.evaluate, config.data.label_shares = given.evaluate, given.data.label_shares
+    config.evaluate.batch_size = rows
     writable = request.config is not None or "data.dir" in request.fields
     if jax.process_index() == 0:
         folder = request.out or require_workdir(request) / FOLDER

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -171,7 +172,10 @@ def assemble_job(
 def fit_to_images(job: Job) -> Job:
     """Return the job with what its networks fit to the training images."""
     images = None if job.dataset is None else job.dataset.train.images
-    return job._replace(frozen={**job.frozen, **fitted_start(job.experiment.objective, images)})
+    fitted = fitted_start(job.experiment.objective, images)
+    # Hosts may round differently, and all must start alike.
+    fitted = multihost_utils.broadcast_one_to_all(fitted) if fitted else {}
+    return job._replace(frozen={**job.frozen, **fitted})
 
 
 def start_job_from(job: Job, start: str, path: Path) -> Job:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fewstep.modes.checks import Check
+from fewstep.modes.checks import Check, inspect_earlier_run, inspect_start
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.recorded_run import fill_from_record
 from fewstep.training.cluster.processes import VISIBLE, time_limit
@@ -152,6 +152,8 @@ TOGETHER: dict[str, Check] = {
     "collective": Check(limit_time("collective", inspect_collective), ("computation",)),
     "clocks": Check(limit_time("clocks", inspect_clocks)),
     "workdir": Check(limit_time("workdir", inspect_shared_folder)),
+    "start": Check(limit_time("start", inspect_start), ("network",), equal=True),
+    "run": Check(limit_time("run", inspect_earlier_run), ("teacher",), equal=True),
     "first batch": Check(limit_time("first batch", inspect_first_batch), ("batch", "network")),
     "parameters": Check(limit_time("parameters", inspect_teacher_parameters), ("teacher",)),
 }

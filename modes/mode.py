@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.modes.request import Request, expand_home
+from fewstep.training.profile import Window
 
 Read = Callable[[str, str], Any]
 MOST_NUMBERS = 10_000_000  # of a range, so that a slip of the finger does not fill the memory
@@ -110,6 +111,14 @@ def parse_integers(flag: str, given: str) -> tuple[int, ...]:
         raise ValueError(f"--{flag}={given} must be whole numbers, such as 8,8") from error
 
 
+def parse_window(flag: str, given: str) -> Window:
+    """Parse START:STOP as training steps. Raises ValueError."""
+    ends = re.fullmatch(r"(\d+):(\d+)", given)
+    if not ends:
+        raise ValueError(f"--{flag}={given} must be START:STOP, two training steps such as 100:103")
+    return Window(*map(int, ends.groups()))
+
+
 def parse_number(flag: str, given: str) -> float:
     """Return a number. Raises ValueError."""
     try:
@@ -166,6 +175,9 @@ FROM = {
         "RUN[@STEP], another run whose networks a new run starts from (docs/running.md).",
         lambda flag, given: expand_home(given),
     )
+}
+PROFILE = {
+    "profile": Flag("START:STOP, the training steps to trace, such as 100:103.", parse_window)
 }
 CHECKPOINT = {
     "checkpoint": Flag("Training step of the checkpoint; default: the newest.", parse_integer),

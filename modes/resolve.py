@@ -6,7 +6,12 @@ from ml_collections import ConfigDict
 
 from fewstep import data
 from fewstep.data import NEWEST_DECODING, Dataset
-from fewstep.training.cluster.processes import true_everywhere
+from fewstep.training.cluster.processes import (
+    broadcast,
+    first_process_says,
+    is_first,
+    true_everywhere,
+)
 from fewstep.training.cost.choice import choose, field_value, open_fields
 from fewstep.training.cost.hardware import Hardware, present_hardware
 from fewstep.training.cost.memory import with_values
@@ -36,10 +41,13 @@ def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
     must agree from its teacher (training/inheritance.py).
     """
     open_now = [*open_fields(config), *([] if config.data.decoding else [DECODING])]
-    if not (open_now and restore.has_checkpoint(folder)):
+    # Another process may see the folder later than process 0, and would compile another program.
+    if not open_now or not first_process_says(restore.has_checkpoint(folder)):
         return config
-    recorded = workdir.load_config(folder)
-    return with_values(config, {name: field_value(recorded, name) for name in open_now})
+    recorded = workdir.load_config(folder) if is_first() else {}
+    return with_values(
+        config, broadcast({name: field_value(recorded, name) for name in open_now if recorded})
+    )
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:

@@ -21,7 +21,6 @@ from fewstep.training.cluster.preemption import Preemption
 from fewstep.training.cluster.processes import is_first, say
 from fewstep.training.cluster.watchdog import Patience
 from fewstep.training.compiled_step import Training
-from fewstep.training.cost.memory import exhausted_message
 from fewstep.training.cost.sizes import tree_bytes
 from fewstep.training.cost.step_cost import least_seconds
 from fewstep.training.labels import known_counts
@@ -108,10 +107,6 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
         )
     except NonFiniteError as error:
         raise record_failure(error, job, run.order, path) from error
-    except jax.errors.JaxRuntimeError as error:
-        if not exhausted_message(error):
-            raise
-        raise ValueError(exhausted_message(error)) from error
     return int(state.step)
 
 
@@ -125,6 +120,7 @@ def schedule_of(job: Job) -> Schedule:
         evaluate=config.evaluate.every,
         dispatch=config.steps_per_dispatch,
         window=job.window,
+        kept=tuple(config.checkpoint.keep_steps),
     )
 
 

@@ -11,7 +11,7 @@ The target is what the model's kind of prediction stands for, at the known x_0 a
     eps       DDPM (Ho et al. 2020)      alpha^2 / sigma^2
     v         Salimans & Ho 2022         1 + alpha^2 / sigma^2 on variance-preserving paths
     velocity  flow matching              (alpha' - alpha sigma' / sigma)^2
-    tilt      (students of samplers)     that of v, by `Kind.error_weight`
+    tilt      students of samplers       that of v, with which it is compared (`compared_as`)
 
 The weight of F is EDM's: lambda(sigma) c_out^2 = 1. The minimiser is the conditional mean of the
 target, so the minimum is not zero; on Gaussian data it is known (tests). The null class replaces
@@ -27,7 +27,7 @@ import jax
 from jax import Array
 
 from fewstep.diffusion.guidance import Condition, Predict, drop_labels
-from fewstep.diffusion.prediction import coefficients, prediction_target
+from fewstep.diffusion.prediction import compared_as, convert, prediction_target
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform_times
 from fewstep.models.model import Model, check_decoding
@@ -115,9 +115,10 @@ def prediction_loss(
     model: Model, prediction: Array, x_0: Array, eps: Array, t: Array
 ) -> tuple[Array, Metrics]:
     """(loss [B], metrics) of the network's output at x_t = alpha x_0 + sigma eps."""
-    target = prediction_target(model.kind, x_0, eps, t, model.path)
-    weight = model.kind.error_weight(coefficients(model.path, t, x_0))
-    error = per_example(weight * squared_error(prediction, target))
+    kind, x_t = compared_as(model.kind), model.path.interpolate(x_0, eps, t)
+    compared = convert(prediction, x_t, t, model.path, source=model.kind, to=kind)
+    target = prediction_target(kind, x_0, eps, t, model.path)
+    error = per_example(squared_error(compared, target))
     return error, noise_level_means("loss", error, t, model.path)
 
 

@@ -96,7 +96,7 @@ READ_BY = {
     "solver": ("sample", "evaluate", "export"),
     "out": ("sample", "evaluate", "report", "export", "measure"),
     "mesh": ("plan",),
-    "profile": ("train",),
+    "profile": ("train", "doctor"),
     **dict.fromkeys(("accelerator", "mfu", "price", "disk_speed"), ("plan",)),
     **dict.fromkeys(OF_PROCESSES, TOGETHER),
 }

@@ -18,7 +18,7 @@ from fewstep.files import read_npz
 from fewstep.latents.codec import Codec, Params, Shape
 from fewstep.models.codecs import CODECS, codec_by_name, fit_codec
 from fewstep.training.averages import sampling_network
-from fewstep.training.cluster.processes import broadcast, is_first
+from fewstep.training.cluster.processes import broadcast, first_process_says, is_first
 from fewstep.training.construct import look_up
 from fewstep.training.location import parse_location
 from fewstep.training.storage import restore, workdir
@@ -100,9 +100,11 @@ def load_same_codec(config: ConfigDict, images: np.ndarray) -> Known:
     """`load_codec` in all processes: what is fitted is what process 0 has fitted.
 
     Two hosts may round a fit differently. All processes call this, unless the fingerprint is known.
-    Raises as `load_codec` does.
+    A checkpoint is read by all of them together. Raises as `load_codec` does.
     """
-    if config.codec.fingerprint:
+    weights = config.codec.weights
+    in_run = bool(weights) and workdir.is_run(parse_location(weights).folder)
+    if config.codec.fingerprint or first_process_says(in_run):
         return load_codec(config, images)
     known = load_codec(config, images) if is_first() else None
     agreed = config.copy_and_resolve_references()

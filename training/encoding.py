@@ -18,8 +18,8 @@ from fewstep.data.encoded import (
 from fewstep.latents.codec import Params
 from fewstep.latents.scaling import SCALINGS, standardizing
 from fewstep.models.codecs import CODECS
-from fewstep.training.cluster.processes import warn_once
-from fewstep.training.codec_weights import is_at_hand, load_codec, load_same_codec
+from fewstep.training.cluster.processes import broadcast, warn_once
+from fewstep.training.codec_weights import at_step, is_at_hand, load_codec, load_same_codec
 from fewstep.training.codecs import build_codec, on_first_call, scaling_of
 from fewstep.training.latent_sets import (
     check_flips,
@@ -83,18 +83,21 @@ def resolve_codec(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 
     They are what the codec was published with; else those that bring the channels of these latents
     to mean 0 and deviation 1. The fingerprint stays unknown for latents that say none, unless the
-    codec is at hand.
+    codec is at hand. A run that trained the codec is named with the step of its checkpoint.
     """
     config = config.copy_and_resolve_references()
     fields = config.codec
+    fields.weights = broadcast(at_step(fields.weights))
     fields.fingerprint = dataset.moments.codec.get("fingerprint", fields.fingerprint)
     if is_at_hand(config):
         fields.fingerprint = load_codec(config).fingerprint
     if not (fields.scale or fields.shift):
         published = CODECS[fields.name].scaling
         if published is None:
-            mean, std = channel_statistics(dataset.moments.array)
-            chosen = standardizing(tuple(mean.tolist()), tuple(std.tolist()))
+            # Hosts may round differently, and the scale is a constant of their programs.
+            found = channel_statistics(dataset.moments.array)
+            mean, std = broadcast([each.tolist() for each in found])
+            chosen = standardizing(tuple(mean), tuple(std))
         else:
             chosen = SCALINGS[published]
         fields.scale, fields.shift = chosen

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data import NONE, Dataset, class_counts, short_hash
 from fewstep.data.labels import SHARES
-from fewstep.training.cluster.processes import warn_once
+from fewstep.training.cluster.processes import broadcast, warn_once
 from fewstep.training.location import parse_location
 from fewstep.training.storage import workdir
 
@@ -56,8 +56,11 @@ def training_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> C
     A run that began without known counts goes on with equal shares.
     """
     if workdir.goes_on(run, config) and not recorded_counts(run):
-        return (1,) * config.data.num_classes
-    return label_counts(config, dataset, run)
+        counts = (1,) * config.data.num_classes
+    else:
+        counts = label_counts(config, dataset, run)
+    # Another process may see the record later than process 0.
+    return tuple(broadcast(counts))
 
 
 def known_counts(config: ConfigDict, dataset: Dataset | None) -> Counts:

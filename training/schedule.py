@@ -10,7 +10,7 @@ class Schedule(NamedTuple):
 
     steps: last step of the run. log, save, evaluate: periods; 0 is after the last step only.
     dispatch: steps per dispatch where nothing is due between them. window: steps to trace. ends:
-    last steps of the stages; each is logged, saved and evaluated.
+    last steps of the stages; each is logged, saved and evaluated. kept: more steps to save.
     """
 
     steps: int
@@ -20,6 +20,7 @@ class Schedule(NamedTuple):
     dispatch: int = 1
     window: Window | None = None
     ends: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
 
     def logs(self, step: int) -> bool:
         """Whether a row of the log ends after `step`."""
@@ -27,7 +28,7 @@ class Schedule(NamedTuple):
 
     def saves(self, step: int) -> bool:
         """Whether a save is due after `step`."""
-        return step in self.ends or is_due(step, self.steps, self.save)
+        return step in (*self.ends, *self.kept) or is_due(step, self.steps, self.save)
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation is due after `step`."""

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import nullcontext
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from fewstep.modes.request import Request
 from fewstep.training.cluster import exits
 from fewstep.training.experiment import build
 from fewstep.training.networks import with_network_fields
+from fewstep.training.profile import Window
 from fewstep.training.storage import workdir
 from tests.cli import run_together
 from tests.modes.recorded import random_network
@@ -108,8 +110,6 @@ def test_all_failures_are_reported_at_once(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("a file in the place of a folder")
     fields = {"batch_size": 63, "evaluate.features": "inception", "teacher": str(tmp_path)}
     request = Request(config=make_config("cd", **fields), workdir=tmp_path / "file" / "run")
-    # One process needs no exchange of findings.
-    monkeypatch.setattr(DOCTOR, "gather_findings", lambda here: [dict(here)])
     wrong = ("batch", "teacher", "evaluation", "disk", "clocks", "workdir")
     with pytest.raises(ValueError, match="6 of 20 checks failed: " + ", ".join(wrong)):
         run_checks(request)
@@ -212,6 +212,39 @@ def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(
             Request(config=make_config("cd", teacher=teacher, seed=1), workdir=tmp_path / "run")
         )
     assert "seed (0 there, 1 now)" in read_lines(capsys.readouterr().out)["run"][1]
+
+
+def test_images_of_a_run_that_has_begun_are_not_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(CHECKS, "verify", lambda dataset: seen.append(dataset))
+    seen, job = [], NextJob(Request(config=make_config("edm"), workdir=tmp_path))
+    first = ALONE["data"].run(job)
+    assert len(seen) == 1
+    monkeypatch.setattr(CHECKS.restore, "has_checkpoint", lambda folder: True)
+    again = ALONE["data"].run(job)
+    assert len(seen) == 1 and again.replace(" (verified when the run began)", "") == first
+
+
+def test_the_flags_of_a_job_with_a_profile_are_those_of_its_doctor(tmp_path, capsys):
+    config = make_config("edm", steps=20)
+    for window, status in ((Window(5, 8), "ok"), (Window(30, 33), "FAILED")):
+        request = Request(config=config, workdir=tmp_path / "run", profile=window)
+        with nullcontext() if status == "ok" else pytest.raises(ValueError, match="failed: run"):
+            run_checks(request)
+        assert read_lines(capsys.readouterr().out)["run"][0] == status
+    assert "profile" in DOCTOR.DOCTOR.flags
+
+
+def test_a_check_runs_in_all_processes_or_in_none(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(DOCTOR, "ALONE", {})
+    made = {"data": CHECKS.Check(ran.append), "start": CHECKS.Check(ran.append, ("data",))}
+    monkeypatch.setattr(DOCTOR, "TOGETHER", made)
+    broken = DOCTOR.Finding("FAILED", "no such folder", "process 1")
+    monkeypatch.setattr(DOCTOR, "gather", lambda here: [here, broken])
+    monkeypatch.setattr(DOCTOR.jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="2 of 2 checks failed: data, start"):
+        run_checks(Request(config=make_config("edm"), workdir=tmp_path))
+    assert len(ran) == 1
 
 
 def make_findings(*texts):

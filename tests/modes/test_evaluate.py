@@ -48,13 +48,21 @@ def evaluate(monkeypatch, tmp_path):
         EVALUATE.evaluate_run(request)
         own_experiment, dataset, used, own_mesh, folder, writable = seen["given"]
         assert (own_experiment, own_mesh, folder) == (experiment, mesh, tmp_path)
-        assert seen["checked"] == (experiment, dataset, used, mesh)
+        assert seen["checked"] == (experiment, dataset, used, mesh, writable)
         assert (seen["request"], seen["params"], seen["step"]) == (request, "parameters", 30)
         assert seen["shown"] == "results" and used.seed == 5
         assert dataset.endswith(f", {writable}")
         return used.evaluate, dataset
 
     return evaluate
+
+
+def test_an_open_number_of_rows_is_that_of_the_run(evaluate):
+    own, _ = evaluate()
+    other = small_config("edm", **{"evaluate.steps": (2,)})
+    other.evaluate.batch_size = None
+    used, _ = evaluate(config=other)
+    assert used.batch_size == own.batch_size and used.steps == (2,)
 
 
 def test_its_own_config_is_used_where_no_other_is_given(evaluate):

@@ -108,7 +108,7 @@ FIELDS = {
     "checkpoint.keep": (5, "kept.newest"),
     "checkpoint.keep_hours": (2.0, "kept.hours"),
     "checkpoint.keep_best": ("frechet_1", "kept.scores", {"evaluate.every": 5}),
-    "checkpoint.keep_steps": ((3,), "kept.steps"),
+    "checkpoint.keep_steps": ((3,), "kept.steps loop.kept"),
     "watchdog.seconds": (7.0, "loop.seconds"),
     "watchdog.factor": (7.0, "loop.factor"),
     "watchdog.exit_after": (7.0, "loop.exit_after"),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.scipy.special import ndtr
 
 from fewstep.diffusion.path import PATHS, align
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
@@ -202,9 +203,9 @@ def test_the_denoising_term_is_that_of_a_denoiser_and_is_balanced():
     # It is the loss of denoising.py in distribution.
     other = denoising_loss(model, sampler)(params, {}, batch(2**15), KEY, 0)[0].mean()
     assert float(error.mean()) == pytest.approx(float(other), rel=0.25)
-    # The balance is of gradients in the outputs: here 3 / 8 in each of 16 entries.
+    # The balance is of gradients in the outputs, here 3 / 8 in each of 16 entries, times sqrt(16).
     _, norm = with_gradient_norm(lambda r: 3.0 * r.sum(axis=1), jnp.zeros((8, 2)))
-    assert float(norm) == pytest.approx(3.0 / 8 * np.sqrt(16), rel=1e-6)
+    assert float(norm) == pytest.approx(3.0 / 8 * 16, rel=1e-6)
     # It is detached: the gradient of the sum is that of the terms, weighted.
     grads = [
         jax.grad(lambda p, f=f: f(p, networks, data, KEY, 0)[0].mean())(params)
@@ -231,7 +232,42 @@ def test_rows_with_one_gradient_for_norm_and_loss_are_the_term_s():
     np.testing.assert_allclose(found, exact, rtol=1e-6)
     mean_gradient = jax.grad(lambda r: term(r).mean())(raw)
     norm = with_gradient_norm(term, raw)[1]
-    assert float(norm) == pytest.approx(float(jnp.linalg.norm(mean_gradient)), rel=1e-6)
+    expected = np.sqrt(raw.size) * np.linalg.norm(mean_gradient)
+    assert float(norm) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [8, 4096])
+def test_the_balance_is_the_ratio_of_the_norms_of_both_gradients(count):
+    """Their floor plays no role, in small batches and in large ones."""
+    path = PATHS["linear"]()
+    apply = lambda p, *inputs, **mode: TIMED.apply(p, *inputs, **mode) + p["shift"]
+    model = build_model(TIMED._replace(apply=apply), path)
+    params, data = TIMED.init(KEY) | {"shift": jnp.zeros((count, 2))}, batch(count)
+    networks, sampler = networks_of(params), karras_times(path)
+    build = partial(consistency_trajectory, model, solver_steps=2, time_sampler=sampler)
+
+    def loss(params, weight):
+        own = build(denoising_weight=weight).players["network"].loss
+        rows, metrics = own(params, networks, data, KEY, 0)
+        return rows.mean(), metrics
+
+    slope = jax.grad(lambda p: loss(p, 0.0)[0])(params)["shift"]
+    norm = np.sqrt(slope.size) * np.linalg.norm(slope)
+    key_t, key_eps, _ = jax.random.split(jax.random.split(KEY, 4)[3], 3)
+    t, eps = sampler(key_t, count), jax.random.normal(key_eps, (count, 2))
+    x_t, label = path.interpolate(data["x"], eps, t), {"label": data["label"]}
+    noise_norm = 2.0 * np.sqrt(
+        np.mean((model.predict(params, x_t, t, t, label) - (eps - data["x"])) ** 2)
+    )
+    found = loss(params, 1.0)[1]["balance"]
+    assert float(found.total / found.count) == pytest.approx(norm / noise_norm, rel=3e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (512, 2), (4, 8, 8, 3)])
+def test_the_norm_depends_on_the_error_and_not_on_rows_or_pixels(shape):
+    term = lambda raw: (raw.reshape(len(raw), -1) ** 2).mean(axis=1)
+    _, norm = with_gradient_norm(term, jnp.full(shape, 0.7))
+    assert float(norm) == pytest.approx(1.4, rel=1e-5)
 
 
 def test_times_lie_on_the_grid_and_steps_are_drawn_in_proportion_to_their_number():
@@ -257,6 +293,18 @@ def test_half_of_the_denoising_times_are_noisy():
     low = float(karras_spacing(path).time(jnp.float32(0.3)))
     assert t[1::2].min() >= low and 0.8 < np.mean(t[1::2] > 1.0) < 0.95
     assert np.log(t[::2]).mean() == pytest.approx(-1.2, abs=0.1)
+
+
+def test_a_denoising_time_alone_is_of_either_half():
+    path = PATHS["ve"]()
+    alone = lambda key: denoising_times(path)(key, 1)[0]
+    t = np.asarray(jax.vmap(alone)(jax.random.split(KEY, 4096)))
+    spacing = karras_spacing(path)
+    low = float(spacing.time(jnp.float32(0.3)))
+    below = 0.5 * float(ndtr((np.log(low) + 1.2) / 1.2))
+    above = 0.5 * (1.0 - float(spacing.fraction(jnp.float32(20.0)))) / 0.7
+    assert np.mean(t < low) == pytest.approx(below, abs=0.02)
+    assert np.mean(t > 20.0) == pytest.approx(above, abs=0.02)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import KINDS, convert
 from fewstep.diffusion.time_sampling import log_normal_times, uniform_times
 from fewstep.objectives.base import noise_level_means
-from fewstep.objectives.denoising import denoising
+from fewstep.objectives.denoising import denoising, prediction_loss
 from fewstep.samplers import SOLVERS
 from tests.gaussian import Gaussian
 from tests.networks import affine_network, build_model, exact_denoiser, exact_network
@@ -133,6 +134,29 @@ def test_noise_levels_are_binned_from_data_to_noise(name):
     bins = noise_level_means("loss", jnp.array([1.0, 2.0, 3.0, 4.0]), t, path)
     totals = [float(bins[f"loss_noise_{i}"].total) for i in range(8)]
     assert totals == [1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0, 4.0]
+
+
+@pytest.mark.parametrize("name", ["vp_ddpm", "ve"])
+def test_errors_of_tilt_weigh_as_those_of_v(name):
+    path, count = PATHS[name](), 1000
+    keys = jax.random.split(KEY, 4)
+    x_0, eps, v = (jax.random.normal(key, (count, 2)) for key in keys[:3])
+    t = path.t_min * (path.t_max / path.t_min) ** jax.random.uniform(keys[3], (count,))
+    x_t = path.interpolate(x_0, eps, t)
+    tilt = convert(v, x_t, t, path, source=KINDS["v"], to=KINDS["tilt"])
+    of_v, of_tilt = (
+        prediction_loss(build_model(affine_network(), path, kind), prediction, x_0, eps, t)[0]
+        for kind, prediction in (("v", v), ("tilt", tilt))
+    )
+    np.testing.assert_allclose(of_tilt, of_v, rtol=1e-3, atol=1e-4)
+
+
+def test_the_error_of_tilt_is_finite_without_noise():
+    path = PATHS["linear"]()
+    x_0, eps, tilt = (jax.random.normal(key, (4, 2)) for key in jax.random.split(KEY, 3))
+    model = build_model(affine_network(), path, "tilt")
+    loss = prediction_loss(model, tilt, x_0, eps, jnp.zeros(4))[0]
+    np.testing.assert_allclose(loss, np.square(eps).mean(axis=1), rtol=1e-5)  # v = eps - 0 tilt
 
 
 def test_loss_by_noise_level_adds_up():

@@ -1,3 +1,4 @@
+from functools import partial
 from operator import itemgetter
 
 import jax
@@ -6,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from fewstep.diffusion.path import linear, trigflow, ve, vp_cosine
+from fewstep.diffusion.path import linear, trigflow, ve, vp_cosine, vp_ddpm
 from fewstep.diffusion.prediction import KINDS
 from fewstep.diffusion.time_sampling import log_normal_times
 from fewstep.models.mlp import mlp
@@ -333,22 +334,30 @@ def test_regression_ties_the_generator_to_the_teacher_s_pairs():
         distribution_matching(model, regression_weight=-1.0)
 
 
-def test_normalize_divides_rows_by_the_teacher_s_error_without_a_gradient():
+def test_normalize_divides_rows_by_the_teacher_s_absolute_error_without_a_gradient():
     model = small_model()
     networks = initial_networks(model, "fake_score", "generator", "teacher")
+    plain, scaled = (
+        distribution_matching(model, divergence=integral_kl(), normalize=normalize)
+        for normalize in (False, True)
+    )
 
-    def value_and_gradient(**fields):
-        objective = distribution_matching(model, divergence=integral_kl(), **fields)
-        rows = lambda p: player_loss(objective, "generator", networks)(p)[0]
-        return rows(networks["generator"]), jax.jacrev(rows)(networks["generator"])
+    def rows_and_gradient(objective, weights):
+        loss = player_loss(objective, "generator", networks)
+        rows, pullback = jax.vjp(lambda p: loss(p)[0], networks["generator"])
+        return rows, *pullback(weights)
 
-    plain, plain_rows = value_and_gradient()
-    scaled, scaled_rows = value_and_gradient(normalize=True)
-    ratio = plain / scaled
-    assert float(ratio.min()) > 0.0 and float(ratio.std()) > 1e-3
-    for a, b in zip(jax.tree.leaves(plain_rows), jax.tree.leaves(scaled_rows), strict=True):
-        shape = (-1,) + (1,) * (a.ndim - 1)
-        np.testing.assert_allclose(a / ratio.reshape(shape), b, rtol=1e-3, atol=1e-4)
+    @jax.jit
+    def evaluate(weights):
+        x_g, t, eps = itemgetter("x_g", "t", "eps")(plain.share(networks, BATCH, SHARE_KEY))
+        x_t = model.path.interpolate(x_g, eps, t)
+        teacher = model.endpoints(networks["teacher"], x_t, t, BATCH).x_0
+        error = jnp.abs(x_g - teacher).mean(1)
+        return error, rows_and_gradient(plain, weights / error), rows_and_gradient(scaled, weights)
+
+    error, (rows, gradient), (divided, found) = evaluate(jnp.linspace(-1.0, 2.0, 8))
+    np.testing.assert_allclose(rows / divided, error, rtol=1e-3)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), found, gradient)
 
 
 @pytest.mark.parametrize("path", [linear(), vp_cosine(), trigflow(0.5)])
@@ -409,6 +418,18 @@ def test_health_of_an_exact_fake_score():
     assert exact["sample_std"] == pytest.approx(np.exp(0.2), rel=0.01)
     assert abs(exact["sample_mean"]) < 0.02
     assert exact["gap"] == pytest.approx(exact["teacher_error"] - exact["fake_error"], rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["eps", "score"])
+def test_a_generator_whose_prediction_says_too_little_at_its_level_is_refused(kind):
+    """On a variance-preserving path alpha is 1 / sqrt(1 + rho^2)."""
+    words = f"prediction.kind={kind} says too little .* objective.sigma_init=30, where .* is 0.033;"
+    with pytest.raises(ValueError, match=words):
+        distribution_matching(small_model(vp_ddpm(), kind), sigma_init=30.0)
+    one_step_generator(small_model(vp_ddpm(), kind), 19.0)
+    one_step_generator(small_model(vp_ddpm(), "v"), 30.0)
+    with pytest.raises(ValueError, match="sigma_init=21, where alpha is 0.048"):
+        one_step_generator(small_model(vp_ddpm(), kind), 21.0)
 
 
 def test_sampling_in_more_than_one_step_or_at_another_scale_is_an_error():

@@ -113,6 +113,19 @@ def test_a_student_that_matches_has_no_gradient_and_another_is_led_to_the_data()
     assert (step > 0.0).all()
 
 
+@pytest.mark.parametrize(("share", "lag"), [(0.5, 0.0), (1.0, -0.5)])
+def test_health_is_that_of_the_mean_which_the_fake_score_implies(share, lag):
+    """It is exact at the minimum of L_F. A fake score that is the student's own mean is too far."""
+    count = 2**15
+    networks = {"teacher": mixed(0.0), "fake_score": mixed(share)}
+    batch = {"label": jnp.zeros(count, int), SHARED: shared_points(MADE, count, PATH)}
+    loss = moment_matching(mixed_model(PATH, "velocity")).players["network"].loss
+    _, metrics = loss(mixed(0.0), networks, batch, KEY, 0)
+    found = {name: float(m.total / m.count) for name, m in metrics.items()}
+    assert found["fake_lag"] == pytest.approx(lag, abs=0.03)
+    assert (abs(found["fake_excess"]) < 0.04 * found["fake_error"]) == (share == 0.5)
+
+
 @pytest.mark.parametrize("least_steps", [1, 4])
 def test_points_are_noised_data_and_steps_are_at_most_one_over_k(least_steps):
     """A student that knows the data: every z_s is distributed as noised data."""
@@ -131,6 +144,10 @@ def test_points_are_noised_data_and_steps_are_at_most_one_over_k(least_steps):
     (t,), s = seen, np.asarray(shared["t"])
     assert (t > s).all() and (t - s <= 1.0 / least_steps + 1e-6).all() and t.max() == 1.0
     assert s.min() < 0.01 and s.max() > 0.99 and s.mean() == pytest.approx(0.5, abs=0.02)
+    # Gaps below 1 - s are g in (0, 1 / k] with a density in proportion to 1 - g.
+    gap, k = (t - s)[t < 1.0], least_steps
+    assert gap.min() < 0.01 and gap.max() > 0.9 / k
+    assert gap.mean() == pytest.approx((3 * k - 2) / (3 * k * (2 * k - 1)), rel=0.04)
     np.testing.assert_allclose(shared["x_g"], x_0, atol=1e-4)
     noise = np.asarray(shared["eps"])
     np.testing.assert_allclose(noise.mean(axis=0), 0.0, atol=0.06)

@@ -16,7 +16,7 @@ from fewstep.models.network import Network
 from fewstep.objectives.consistency_distillation import consistency_distillation
 from fewstep.objectives.dds import dds
 from fewstep.objectives.dis import dis
-from fewstep.objectives.path_sampling import PATH_LOSSES, ess_of, weight_numbers
+from fewstep.objectives.path_sampling import PATH_LOSSES, ess_of, variance_rows, weight_numbers
 from tests.gaussian import Gaussian
 
 SCALE, LOG_Z, ROWS = 2.0, 0.8, 2000
@@ -64,6 +64,13 @@ def test_losses_are_least_at_the_exact_control(method, name):
     assert best < below and best < above and falls < 0 < rises
     if name == "kl":  # KL minus log Z, over the dimension
         assert best == pytest.approx(-LOG_Z / 2, abs=0.05)
+
+
+def test_rows_of_the_log_variance_have_the_unbiased_variance_as_mean():
+    log_w = np.array([1.0, -2.0, 0.5, 4.0])
+    assert float(variance_rows(jnp.array(log_w)).mean()) == pytest.approx(np.var(log_w, ddof=1))
+    with pytest.raises(ValueError, match="needs 2 rows or more in a micro-batch"):
+        variance_rows(jnp.ones(1))
 
 
 def test_weights_know_the_normaliser_and_the_scale():

@@ -90,10 +90,11 @@ def test_both_points_lie_on_one_trajectory_from_the_prior(name, skip):
 
 
 def test_a_group_ends_at_one_time_and_rows_take_turns():
-    times = np.stack([np.asarray(made("rollout", seed)[1]) for seed in range(6)])
-    grouped = times.reshape(6, -1, 4)
+    times = np.stack([np.asarray(made("rollout", seed)[1]) for seed in range(16)])
+    grouped = times.reshape(16, -1, 4)
     assert (grouped == grouped[:, :1]).all()
-    assert len(np.unique(grouped[:, 0])) > 4
+    ends = np.round(grouped[:, 0] * (POINTS - 1)).astype(int)
+    assert set(ends.ravel()) == set(range(1, POINTS))
     assert (grouped[0, 0] != grouped[0, 0, 0]).any()
 
 

@@ -1,6 +1,7 @@
 """Self-distilled samplers on a Gaussian density, with the exact flow map as network."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +11,15 @@ import pytest
 from fewstep.densities.density import Density
 from fewstep.diffusion.path import PATHS, vp_ddpm
 from fewstep.diffusion.prediction import KINDS, coefficients
+from fewstep.diffusion.spacing import uniform_spacing
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from fewstep.objectives.dis import dis
 from fewstep.objectives.flow_weights import LARGEST, flow_diagnostics, flow_numbers, flow_weights
 from fewstep.objectives.path_sampling import PATH_LOSSES
 from fewstep.objectives.scds import scds, tilt_target
-from fewstep.samplers.controlled import log_prior
+from fewstep.samplers.controlled import euler_kernel, log_prior, simulate
+from fewstep.samplers.grids import time_grid
 from tests.gaussian import Gaussian
 
 LOG_Z, ROWS, MOST = 0.8, 2000, 16
@@ -137,6 +140,50 @@ def test_the_path_loss_is_that_of_a_diffusion_sampler(name):
     plain = model_of(instant_tilt)
     plain = plain._replace(network=plain.network._replace(second_time="none"))
     np.testing.assert_allclose(own, gradient(dis(plain, path_steps=8, path_loss=path_loss)), 1e-4)
+
+
+def bootstrap_points(predict, theta):
+    """(x_t, t, s) of the bootstrap rows of one loss, which are the last that the network gets."""
+    seen = []
+
+    def seeing(x, t, s):
+        seen.append((x, t, s))
+        return predict(x, t, s)
+
+    loss = scds(model_of(seeing), max_steps=MOST).players["network"].loss
+
+    def last(theta):
+        loss(theta, {"target": theta}, BATCH, jax.random.key(3), jnp.int32(0))
+        return seen[-1]
+
+    return jax.jit(last)(jnp.float32(theta))
+
+
+def test_bootstrap_points_are_states_of_the_paths_at_their_own_times():
+    x_t, t, _ = bootstrap_points(lambda x, t, s: jnp.zeros_like(x), 1.0)
+    key_start, key_path, *_ = jax.random.split(jax.random.key(3), 5)
+    start, times = jax.random.normal(key_start, (ROWS, 2)), time_grid(uniform_spacing(PATH), MOST)
+    control = lambda x, t: jnp.zeros_like(x)
+    keys = jax.random.split(key_path, ROWS)
+    states = simulate(PATH, euler_kernel, control, start, times, keys).states
+    apart = jnp.abs(times[:, None] - t)
+    np.testing.assert_allclose(apart.min(axis=0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(x_t, states[apart.argmin(axis=0), jnp.arange(ROWS)], atol=1e-5)
+
+
+def test_the_bootstrap_loss_does_not_move_the_paths():
+    """Its gradient under kl is that at given points, 2 (theta - 1) E n^2 for the exact tilt n."""
+    theta, given = 0.5, ({"target": jnp.float32(1.0)}, BATCH, jax.random.key(3), jnp.int32(0))
+    build = partial(scds, EXACT, max_steps=MOST, path_loss=PATH_LOSSES["kl"])
+
+    @jax.jit
+    def gradient(weight):
+        loss = build(bootstrap_weight=weight).players["network"].loss
+        return jax.grad(lambda theta: loss(theta, *given)[0].mean())(theta)
+
+    tilt = exact_tilt(*bootstrap_points(exact_tilt, theta))
+    expected = 2.0 * (theta - 1.0) * jnp.mean(tilt**2)
+    assert float(gradient(1.0) - gradient(0.0)) == pytest.approx(float(expected), rel=1e-3)
 
 
 @pytest.mark.parametrize("steps", [1, 4])

@@ -12,7 +12,9 @@ from fewstep.files import write_npz
 from fewstep.models import codecs as CODECS
 from fewstep.models.codecs import NamedCodec
 from fewstep.models.tiny_autoencoder import tiny_autoencoder
-from fewstep.training.codec_weights import load_codec
+from fewstep.training import codec_weights as WEIGHTS
+from fewstep.training import encoding as ENCODING
+from fewstep.training.codec_weights import load_codec, load_same_codec
 from fewstep.training.codecs import network_decoder, network_encoder
 from fewstep.training.encoding import dataset_encoder as encoder
 from fewstep.training.encoding import encode_dataset
@@ -62,6 +64,23 @@ def test_a_fitted_codec_is_fitted_once_and_known_by_its_fingerprint(config, data
         load_codec(fresh)
     load_codec(fresh, dataset.train.images)  # fits it again, and keeps it
     jax.tree.map(np.testing.assert_array_equal, known.params, load_codec(fresh).params)
+
+
+def test_a_codec_of_a_run_is_read_by_all_processes(config, dataset, monkeypatch, tmp_path):
+    asked = config(**{"codec.weights": str(tmp_path)})
+    monkeypatch.setattr(WEIGHTS.workdir, "is_run", lambda folder: True)
+    monkeypatch.setattr(WEIGHTS, "is_first", lambda: False)
+    monkeypatch.setattr(WEIGHTS, "load_codec", lambda *given: given)
+    assert load_same_codec(asked, dataset.train.images)[0] is asked
+
+
+def test_an_open_scale_is_that_of_process_0(config, dataset, trained, monkeypatch):
+    own = config(name="trained", **{"codec.weights": str(trained)})
+    _, found = encode_dataset(own, dataset)
+    first = lambda here: here if isinstance(here, str) else [[2.0] * 4, [0.5] * 4]
+    monkeypatch.setattr(ENCODING, "broadcast", first)
+    fields = ENCODING.resolve_codec(own, found).codec
+    assert (fields.scale, fields.shift) == ((2.0,) * 4, (2.0,) * 4)
 
 
 def test_what_finishes_samples_inverts_what_training_reads(config, dataset):

@@ -24,6 +24,12 @@ def test_each_thing_has_its_own_period(own):
     assert steps == {name: [4, 8, 9] if name == own else [9] for name in asked}
 
 
+def test_steps_that_are_kept_are_saved():
+    schedule = Schedule(steps=9, save=4, kept=(3,), dispatch=9)
+    assert [step for step in range(1, 10) if schedule.saves(step)] == [3, 4, 8, 9]
+    assert schedule.next_dispatch(0) == 1
+
+
 def test_what_is_due_is_not_stepped_over():
     schedule = Schedule(steps=20, save=5, evaluate=8, dispatch=3)
     done, sizes = 0, []

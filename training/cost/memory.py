@@ -6,8 +6,10 @@ The arguments of a step are known exactly; its temporary arrays are estimated fr
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import jax
 from jax.stages import Traced
 from ml_collections import ConfigDict
 
@@ -110,6 +112,17 @@ def exhausted_message(error: Exception) -> str:
         f"the memory of the devices is not enough ({text.splitlines()[0]}); set more "
         "micro_batches, a smaller batch_size, evaluate.batch_size or model.size"
     )
+
+
+@contextmanager
+def memory_errors_in_words() -> Iterator[None]:
+    """Raises ValueError with the remedy in place of XLA's error if the memory was not enough."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if not exhausted_message(error):
+            raise
+        raise ValueError(exhausted_message(error)) from error
 
 
 def describe_remedies(need: StepMemory, config: ConfigDict, hardware: Hardware) -> str:

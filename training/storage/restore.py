@@ -226,10 +226,19 @@ def read_items(
     trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     arguments = ocp.args.Composite(**trees, **{RUN: ocp.args.JsonRestore()})
     folder = Path(checkpoints.directory) / str(step)
-    restored = explain_errors(lambda: checkpoints.restore(step, args=arguments), folder)
-    prints = open_record(restored[RUN], folder)["fingerprints"]
+
+    def read(step: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        restored = explain_errors(lambda: checkpoints.restore(step, args=arguments), folder)
+        return restored, open_record(restored[RUN], folder)["fingerprints"]
+
+    found, error = try_read(read, step)
+    # All processes compute a fingerprint together, so none may be missing.
+    if not true_everywhere(error is None):
+        raise error or ValueError(f"checkpoint {folder} cannot be read by another process")
+    restored, recorded = found
+    prints = {name: fingerprint(restored[name]) for name in abstract}
     for name in abstract:
-        if fingerprint(restored[name]) != prints.get(name):
+        if prints[name] != recorded.get(name):
             raise_again()
             raise ValueError(f"checkpoint {folder} is damaged: {name} is not what was written")
     return {name: restored[name] for name in abstract}

@@ -3,6 +3,7 @@
 import re
 from importlib import import_module
 
+import jax
 import pytest
 
 from fewstep.models.dit import SIZES, DiTSize
@@ -19,8 +20,8 @@ from fewstep.training.cost.memory import (
     SPARE,
     StepMemory,
     check_memory,
-    exhausted_message,
     fitting_values,
+    memory_errors_in_words,
     planned_memory,
     with_values,
 )
@@ -105,10 +106,11 @@ def test_images_that_stay_on_the_device_count(config, need):
 
 def test_only_errors_of_memory_are_explained():
     text = "RESOURCE_EXHAUSTED: Out of memory allocating 53131003392 bytes.\nstack"
-    assert "(RESOURCE_EXHAUSTED: Out of memory allocating 53131003392 bytes.)" in exhausted_message(
-        RuntimeError(text)
-    )
-    assert exhausted_message(RuntimeError("INTERNAL: no kernel")) == ""
+    words = r"\(RESOURCE_EXHAUSTED: Out of memory allocating 53131003392 bytes.\); set more"
+    with pytest.raises(ValueError, match=words), memory_errors_in_words():
+        raise jax.errors.JaxRuntimeError(text)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no kernel"), memory_errors_in_words():
+        raise jax.errors.JaxRuntimeError("INTERNAL: no kernel")
 
 
 @pytest.mark.parametrize(

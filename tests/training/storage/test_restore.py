@@ -123,6 +123,22 @@ def test_files_that_appear_late_are_waited_for(run, tmp_path, second_of_two):
         restore.wait_for_files(checkpoints, 6)
 
 
+def test_no_process_computes_a_fingerprint_that_another_cannot(run, monkeypatch):
+    def together(*_):
+        raise AssertionError("a fingerprint is computed by all processes")
+
+    monkeypatch.setattr(restore, "fingerprint", together)
+    said = []
+    monkeypatch.setattr(restore, "true_everywhere", lambda here: said.append(here))
+    with pytest.raises(ValueError, match="checkpoints/6 cannot be read by another process"):
+        restore.restore_network(run, "network", ABSTRACT.networks["network"], 6)
+    assert said == [True]
+    other = {"v": ABSTRACT.networks["network"]["w"]}
+    with pytest.raises(ValueError, match="another model"):
+        restore.restore_network(run, "network", other, 6)
+    assert said == [True, False]
+
+
 def test_files_that_do_not_appear_are_no_damage(run, tmp_path, second_of_two):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
