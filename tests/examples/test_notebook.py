@@ -62,5 +62,5 @@ def test_the_snippets_of_the_page_run(notebook, tmp_path, monkeypatch):
     names = run(snippets(ROOT / "docs" / "python.md"))
     assert names["images"].shape == (16, 8, 8, 1) and names["run"].step == 20
     np.testing.assert_allclose(names["again"], names["x_t"], rtol=1e-3, atol=1e-4)
-    assert names["slope"].shape == names["x_t"].shape and names["x_0"].shape == (4, 8, 8, 1)
+    assert names["gradient"].shape == names["x_t"].shape and names["x_0"].shape == (4, 8, 8, 1)
     assert names["result"]["metric"] == "fd-pixels-100"
