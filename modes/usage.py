@@ -23,7 +23,9 @@ def usage(mode: str, joining: Mapping[str, str], common: Mapping[str, str]) -> s
     flags = {name: flag.help for name, flag in chosen.flags.items()}
     if chosen.replaces:
         fields = ", ".join(chosen.replaces)
-        flags["config.FIELD"] = f"Replaces a field of the run, also without --config; of {fields}."
+        flags["config.FIELD"] = (
+            f"Replaces one of these fields of the run, without --config: {fields}."
+        )
     elif "config" in flags:
         flags["config.FIELD"] = "Any field of the config, such as --config.batch_size=64."
     flags |= (joining if chosen.together else {}) | common

@@ -37,11 +37,11 @@ class Exit(NamedTuple):
 
 TABLE = (
     Exit(DONE, "done", "", False),
-    Exit(ERROR, "an error that nobody foresaw; its traceback is printed", "when mended", False),
+    Exit(ERROR, "an unexpected error; its traceback is printed", "after the fix", False),
     Exit(
         BAD_INPUT,
         "bad input, or a file that cannot be read or written; the message names it and the remedy",
-        "when mended",
+        "after the fix",
         False,
     ),
     Exit(
@@ -59,7 +59,7 @@ TABLE = (
     Exit(
         PEER_DIED,
         "another process of the job died, hung, failed or did not come; the message names it",
-        "yes, as it is; if it failed, when mended",
+        "yes, as it is; if it failed, after the fix",
         True,
     ),
     Exit(
