@@ -88,7 +88,9 @@ class Model(NamedTuple):
             return {**condition, "score": jnp.zeros_like(x_t)}
         path = self.path
         share = (path.t_max - t) / (path.t_max - path.t_min)
-        tilt = jnp.clip(x_t + self.density.scaled_score(x_t), -SCORE_CLIP, SCORE_CLIP)
+        # Far out a density may overflow, and its gradient is then no number.
+        score = jnp.nan_to_num(self.density.scaled_score(x_t))
+        tilt = jnp.clip(x_t + score, -SCORE_CLIP, SCORE_CLIP)
         return {**condition, "score": align(share, x_t) * tilt}
 
     def endpoints(

@@ -34,6 +34,7 @@ from fewstep.objectives.base import (
     Batch,
     Diagnostics,
     Key,
+    Mean,
     Metrics,
     Objective,
     Params,
@@ -52,6 +53,8 @@ from fewstep.samplers.controlled import (
 from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import Solver, heun
 
+# A log weight further from the median than so many median deviations (of 1 or more) is left out.
+FARTHEST = 100.0
 # Parts of the samples, whose estimates of log Z give its standard error.
 LOG_Z_BATCHES = 10
 
@@ -64,13 +67,42 @@ class PathLoss(NamedTuple):
 
 
 def variance_rows(log_w: Array) -> Array:
-    """Rows whose mean is the unbiased variance: [B]. Raises ValueError for a single row."""
+    """Rows whose mean is the unbiased variance of the weights that `kept_weights` keeps: [B].
+
+    Raises ValueError for a single row.
+    """
     if log_w.size < 2:
         raise ValueError(
             "objective.path_loss=log_variance needs 2 rows or more in a micro-batch; choose a "
             "larger batch_size, fewer micro_batches, or objective.path_loss=kl"
         )
-    return (log_w - jnp.mean(log_w)) ** 2 * (log_w.size / (log_w.size - 1))
+    kept = kept_weights(log_w)
+    count = jnp.maximum(jnp.sum(kept), 2)
+    log_w = jnp.where(kept, log_w, 0.0)
+    apart = jnp.where(kept, log_w - jnp.sum(log_w) / count, 0.0)
+    return apart**2 * (log_w.size / (count - 1))
+
+
+def kept_weights(log_w: Array) -> Array:
+    """bool [B]: whether a row is finite, and not one of a few that would be the whole variance.
+
+    A step that is too long for a steep density throws single paths far away. Their weights are 0,
+    but their squares would decide the update (Berner et al.'s code leaves out rows below -1e8).
+    """
+    apart = jnp.abs(log_w - jnp.nanmedian(jnp.where(jnp.isfinite(log_w), log_w, jnp.nan)))
+    finite = jnp.isfinite(apart)
+    typical = jnp.nanmedian(jnp.where(finite, apart, jnp.nan))
+    return finite & (apart <= FARTHEST * jnp.maximum(typical, 1.0))
+
+
+def weight_metrics(log_w: Array) -> dict[str, Mean]:
+    """Mean log weight of the rows that are kept, share of those left out, effective share."""
+    kept = kept_weights(log_w)
+    return {
+        "log_weight": Mean(jnp.sum(jnp.where(kept, log_w, 0.0)), jnp.sum(kept)),
+        "left_out": mean_metric(1.0 - kept),
+        "ess": mean_metric(ess_of(log_w)[None]),
+    }
 
 
 PATH_LOSSES = {
@@ -112,8 +144,7 @@ def path_sampler(
             path_loss.drive,
         )
         log_w = path_weights(density, x, made)
-        metrics = {"log_weight": mean_metric(log_w), "ess": mean_metric(ess_of(log_w)[None])}
-        return path_loss.rows(log_w) / density.dim, metrics
+        return path_loss.rows(log_w) / density.dim, weight_metrics(log_w)
 
     return Objective(
         players={"network": Player(model.network, loss)},

@@ -70,8 +70,8 @@ from fewstep.objectives.path_sampling import (
     PathLoss,
     controlled_paths,
     density_of,
-    ess_of,
     path_weights,
+    weight_metrics,
 )
 from fewstep.objectives.shortcut import bootstrap_target, check_max_steps
 from fewstep.objectives.shortcut_sampling import jump_sampler, jumps_to_end
@@ -178,8 +178,7 @@ def scds(
         bootstrap_error = distance(tilt, target)
 
         metrics = noise_level_means("loss_bootstrap", bootstrap_error, t, path) | {
-            "log_weight": mean_metric(log_w),
-            "ess": mean_metric(ess_of(log_w)[None]),
+            **weight_metrics(log_w),
             "loss_path": mean_metric(path_error),
             "loss_bootstrap": mean_metric(bootstrap_error),
         }

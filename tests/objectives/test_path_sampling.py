@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fewstep.densities.density import Density
+from fewstep.densities.table import find_density
 from fewstep.diffusion.path import vp_ddpm
 from fewstep.diffusion.prediction import KINDS, coefficients
 from fewstep.models.mlp import mlp
@@ -16,7 +17,14 @@ from fewstep.models.network import Network
 from fewstep.objectives.consistency_distillation import consistency_distillation
 from fewstep.objectives.dds import dds
 from fewstep.objectives.dis import dis
-from fewstep.objectives.path_sampling import PATH_LOSSES, ess_of, variance_rows, weight_numbers
+from fewstep.objectives.path_sampling import (
+    PATH_LOSSES,
+    ess_of,
+    kept_weights,
+    variance_rows,
+    weight_metrics,
+    weight_numbers,
+)
 from tests.gaussian import Gaussian
 
 SCALE, LOG_Z, ROWS = 2.0, 0.8, 2000
@@ -83,6 +91,38 @@ def test_weights_know_the_normaliser_and_the_scale():
     assert numbers["log_z"] == pytest.approx(LOG_Z, abs=0.03)
     assert numbers["log_z_bias"] == pytest.approx(numbers["log_z"] - LOG_Z)
     assert numbers["elbo"] < numbers["log_z"] and numbers["ess"] > 0.8
+
+
+@pytest.mark.parametrize("far", [-1e6, -np.inf, np.nan])
+def test_a_path_that_was_thrown_away_is_left_out(far):
+    near = np.array([0.3, -1.2, 2.0, 0.1, -99.0, 0.4], np.float32)  # 100 nats off are few
+    log_w = jnp.array([*near[:3], far, *near[3:]])
+    rows, pull = jax.vjp(variance_rows, log_w)
+    assert float(rows.mean()) == pytest.approx(np.var(near, ddof=1), rel=1e-5)
+    (gradient,) = pull(jnp.ones_like(rows))
+    assert np.isfinite(gradient).all() and gradient[3] == 0.0 and gradient[0] != 0.0
+    metrics = weight_metrics(log_w)
+    assert float(metrics["left_out"].total / metrics["left_out"].count) == pytest.approx(1 / 7)
+    mean = float(metrics["log_weight"].total / metrics["log_weight"].count)
+    assert mean == pytest.approx(near.mean(), rel=1e-5)
+
+
+def test_wide_weights_at_the_start_of_training_are_kept():
+    log_w = 1e8 * jnp.arange(9.0)
+    assert kept_weights(log_w).all()
+    assert not kept_weights(jnp.full(3, jnp.nan)).any()
+    assert np.isfinite(variance_rows(jnp.full(3, jnp.nan))).all()
+
+
+def test_the_score_of_a_density_that_overflows_is_a_number():
+    density = find_density("funnel")
+    model = MODEL._replace(network=mlp((10,), width=8, depth=1, score_input=True), density=density)
+    params = model.network.init(jax.random.key(0))
+    x = jnp.zeros((1, 10)).at[0, 0].set(-200.0)
+    assert np.isnan(density.scaled_score(x)).any()
+    condition = {"label": jnp.array([-1])}
+    assert np.isfinite(model.with_score(condition, x, T_MIN[:1])["score"]).all()
+    assert np.isfinite(model.predict(params, x, T_MIN[:1], T_MIN[:1], condition)).all()
 
 
 def test_numbers_of_weights():
