@@ -135,7 +135,8 @@ def weights_path(name: str, weights: str) -> Path:
     published, variable = NETWORKS[name].weights
     path = weights or os.environ.get(variable, "")
     if not path:
-        others = " or ".join(other for other, entry in NETWORKS.items() if not entry.weights)
+        without = {other for other, entry in NETWORKS.items() if not entry.weights}
+        others = " or ".join(sorted(without - {"points"}))  # networks with weights read images
         raise ValueError(
             f"evaluate.features={name} needs weights: get {published}, and give its path as "
             f"evaluate.weights or ${variable}. Without it use evaluate.features={others}, or "

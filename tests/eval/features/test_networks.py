@@ -32,7 +32,9 @@ def test_pixels_and_the_classifier_need_no_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["inception", "dinov2"])
 def test_weights_are_named_by_the_config_or_the_environment(tmp_path, monkeypatch, name):
     variable = NETWORKS[name].weights.variable
-    with pytest.raises(ValueError, match=rf"{name} needs weights: get .*pth.*\${variable}.*none"):
+    instead = "use evaluate.features=classifier or pixels, or none"
+    message = rf"{name} needs weights: get .*pth.*\${variable}.*{instead}"
+    with pytest.raises(ValueError, match=message):
         check_feature_network(name, "")
     with pytest.raises(FileNotFoundError, match="no file /no/where, named by evaluate.weights"):
         check_feature_network(name, "/no/where")
