@@ -58,8 +58,9 @@ def mlp(
     width: units of each block. depth: number of blocks.
     num_classes, second_time, guidance_input, guidance_interval, loss_weight, time_scale,
         trajectory: as for `models.dit.dit`.
-    score_input: whether to add gate(t) condition["score"] to the clipped output, with a gate for
-        each dimension that is 1 at first (Vargas et al. 2023, eq. 21; Berner et al. 2024).
+    score_input: whether to add gate(t) condition["score"], if it is there, to the clipped output,
+        with a gate for each dimension that is 1 at first (Vargas et al. 2023, eq. 21; Berner et al.
+        2024).
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -129,7 +130,7 @@ class Perceptron(nn.Module):
             hidden[f"block_{index}"] = h
         self.sow(SOWN, HIDDEN, hidden)
         output = dense(points.shape[-1], "output", zero=True)(nn.silu(h))
-        if self.score_input:
+        if self.score_input and "score" in condition:
             output = jnp.clip(output, -OUTPUT_CLIP, OUTPUT_CLIP)
             gate = 1.0 + dense(points.shape[-1], "score_gate", zero=True)(nn.silu(c))
             output += gate * condition["score"].reshape(points.shape)

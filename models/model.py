@@ -80,12 +80,10 @@ class Model(NamedTuple):
 
         It is (1 - u) clip(x + grad log rho(x)) with u from 0 at the data to 1 at the prior: the
         tilt of the density itself at u = 0, and that of the prior at u = 1 (Berner et al. 2024). A
-        model without density gives zeros, so that such a network computes without a score.
+        model without density gives none.
         """
-        if not self.network.score_input:
+        if not self.network.score_input or self.density is None:
             return condition
-        if self.density is None:
-            return {**condition, "score": jnp.zeros_like(x_t)}
         path = self.path
         share = (path.t_max - t) / (path.t_max - path.t_min)
         # Far out a density may overflow, and its gradient is then no number.

@@ -57,8 +57,7 @@ def test_output_beside_a_score_is_clipped(random_params):
     params["score_gate"] = jax.tree.map(jnp.zeros_like, params["score_gate"])
     added = apply(params, X, T, S, score) - score["score"]
     assert np.abs(added).max() == pytest.approx(100.0, rel=1e-5)
-    apply, params = make(random_params)
-    params["output"]["kernel"] *= 1e6
+    # A student has no paths that could go far, and a clipped output has no gradient.
     assert np.abs(apply(params, X, T, S, CONDITION)).max() > 1e4
 
 
