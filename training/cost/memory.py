@@ -22,7 +22,7 @@ from fewstep.training.cost.traced import temporary_bytes
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.networks import architecture
 
-# A run is refused if it needs so many times the memory. For CPUs the estimate is within 20 % of
+# A run is refused if it needs so many times the memory. For CPUs the estimate is within 25 % of
 # XLA's own figure (docs/planning.md); for other devices XLA may fuse more.
 CPU_MARGIN, MARGIN = 1.25, 2.0
 SPARE = 0.8  # share of the memory that a step may need for a value to be recommended or chosen
