@@ -55,6 +55,7 @@ from fewstep.samplers.ode import Solver, heun
 
 # A log weight further from the median than so many median deviations (of 1 or more) is left out.
 FARTHEST = 100.0
+LARGEST = 1e15  # the sum of squares of larger ones overflows
 # Parts of the samples, whose estimates of log Z give its standard error.
 LOG_Z_BATCHES = 10
 
@@ -69,7 +70,7 @@ class PathLoss(NamedTuple):
 def variance_rows(log_w: Array) -> Array:
     """Rows whose mean is the unbiased variance of the weights that `kept_weights` keeps: [B].
 
-    Raises ValueError for a single row.
+    NaN if none is kept, which ends the run. Raises ValueError for a single row.
     """
     if log_w.size < 2:
         raise ValueError(
@@ -80,19 +81,20 @@ def variance_rows(log_w: Array) -> Array:
     count = jnp.maximum(jnp.sum(kept), 2)
     log_w = jnp.where(kept, log_w, 0.0)
     apart = jnp.where(kept, log_w - jnp.sum(log_w) / count, 0.0)
-    return apart**2 * (log_w.size / (count - 1))
+    rows = apart**2 * (log_w.size / (count - 1))
+    return jnp.where(jnp.any(kept), rows, jnp.nan)
 
 
 def kept_weights(log_w: Array) -> Array:
-    """bool [B]: whether a row is finite, and not one of a few that would be the whole variance.
+    """bool [B]: whether a row has a square, and is none of a few that would be the whole variance.
 
     A step that is too long for a steep density throws single paths far away. Their weights are 0,
     but their squares would decide the update (Berner et al.'s code leaves out rows below -1e8).
     """
-    apart = jnp.abs(log_w - jnp.nanmedian(jnp.where(jnp.isfinite(log_w), log_w, jnp.nan)))
-    finite = jnp.isfinite(apart)
-    typical = jnp.nanmedian(jnp.where(finite, apart, jnp.nan))
-    return finite & (apart <= FARTHEST * jnp.maximum(typical, 1.0))
+    usable = jnp.abs(log_w) < LARGEST  # False for NaN
+    apart = jnp.abs(log_w - jnp.nanmedian(jnp.where(usable, log_w, jnp.nan)))
+    typical = jnp.nanmedian(jnp.where(usable, apart, jnp.nan))
+    return usable & (apart <= FARTHEST * jnp.maximum(typical, 1.0))
 
 
 def weight_metrics(log_w: Array) -> dict[str, Mean]:
