@@ -14,8 +14,8 @@ from jax import Array
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.spacing import karras_spacing
 
-# Deviations between a mean and the range of a truncated normal draw; float32 has no tail beyond.
-FARTHEST_TAIL = 5.0
+# Deviations between a mean and the range of a truncated normal draw; float32 has few values beyond.
+FARTHEST_TAIL = 3.5
 
 TimeSampler = Callable[[Array, int], Array]
 

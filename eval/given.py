@@ -16,7 +16,7 @@ from fewstep.data.arrays.dataset import NULL_LABEL
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import NEWEST
 from fewstep.data.folders.file_tree import Tree, read_tree
-from fewstep.data.folders.image_file import DEEP, ROTATED, TRANSPARENT, read_image
+from fewstep.data.folders.image_file import DEEP, FRAMES, ROTATED, TRANSPARENT, read_image
 from fewstep.eval.published import shape_text
 from fewstep.files import read_npz
 from fewstep.training.storage.workdir import is_run
@@ -39,6 +39,7 @@ CHANGED = {
     TRANSPARENT: "transparent pixels",
     DEEP: "16 bits",
     ROTATED: "a tag that turns it",
+    FRAMES: "several frames",
 }
 CHECKED = 1000  # first samples whose values are looked at
 SLACK = 1e-3  # by which floats may leave a range
@@ -91,7 +92,7 @@ class Pictures:
         return np.asarray(image, np.uint8).reshape(self.shape[1:])
 
     def read(self, path: str) -> Image.Image:
-        """The picture in a file, in mode L or RGB. Raises ValueError if that changes its pixels."""
+        """The picture in a file, in mode L or RGB. Raises ValueError for `CHANGED`."""
         try:
             found = read_image(self.tree.read(path), self.channels, NEWEST.background)
         except Exception as error:  # each of Pillow's decoders has its own exceptions
@@ -109,7 +110,7 @@ class Pictures:
         """Whether a file has no colours."""
         file = self.tree.read(path)
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
-            return image.mode in GREY or image.mode.startswith("I;16")
+            return image.mode in GREY
 
     def where(self, path: str) -> str:
         """A file in words."""

@@ -104,8 +104,10 @@ def reference_dataset(selection: Selection, field: str, writable: bool = True) -
     """The data set of a reference, which `field` names. Raises as `load_selection` does."""
     try:
         return load_selection(selection, writable)
-    except (ValueError, FileNotFoundError) as error:
-        raise type(error)(f"{field}: {error}") from error
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{field}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from error
 
 
 def check_reference(reference: str, dataset: Dataset | None, features: str, space: Space) -> None:

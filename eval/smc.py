@@ -33,6 +33,10 @@ class Tempered(NamedTuple):
     gradients: int
 
 
+class EndlessError(ValueError):
+    """SMC needs more temperatures than MOST_TEMPERATURES."""
+
+
 def check_installed(asked: str) -> None:
     """Raises ValueError that names what asked for SMC unless blackjax is installed."""
     if find_spec(PACKAGE) is None:
@@ -53,8 +57,11 @@ def smc_within(budget: int, density: Density, count: int, seed: int) -> tuple[Te
         )
     for _ in range(HALVINGS):
         middle = 0.5 * (low + high)
-        found = tempered_smc(density, count, seed, middle)
-        if found.gradients > budget:
+        try:
+            found = tempered_smc(density, count, seed, middle)
+        except EndlessError:
+            found = None
+        if found is None or found.gradients > budget:
             high = middle
         else:
             best, share, low = found, middle, middle
@@ -100,7 +107,7 @@ def tempered_smc(density: Density, count: int, seed: int, share: float = ESS) ->
             points = density.scale * resampled(np.asarray(state.particles), weights, seed)
             # One more for the gradient at the first point of a temperature.
             return Tempered(points, log_z, (index + 1) * (MOVES * LEAPFROG + 1))
-    raise ValueError(
+    raise EndlessError(
         f"tempered SMC of density:{density.name} has not come to an end after "
         f"{MOST_TEMPERATURES} temperatures; leave it out (evaluate.rows without smc)"
     )

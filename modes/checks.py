@@ -101,7 +101,7 @@ def inspect_data(job: NextJob) -> str:
         verify(job.dataset)
     classes = f", {job.dataset.num_classes} classes ({join_names(names)})" if names else ""
     # The name may be a folder that differs between hosts; the hash identifies the images.
-    read = " (verified when the run began)" if begun else ""
+    read = " (not read again: the run has begun)" if begun else ""
     return (
         f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{read}{classes}"
     )
@@ -193,7 +193,7 @@ def inspect_disk(job: NextJob) -> str:
     )
     fields = job.config.checkpoint
     saves = -(-job.config.steps // fields.every) if fields.every else 1
-    ends = len(stage_ends(objective.stages, job.config.steps))
+    ends = len({*stage_ends(objective.stages, job.config.steps), *fields.keep_steps})
     count = min(saves, fields.keep or saves) + ends + 1
     needed, free = count * tree_bytes(state), shutil.disk_usage(job.disk).free
     text = f"{free / GIB:.2f} GiB free, {count} checkpoints need {needed / GIB:.2f} GiB"

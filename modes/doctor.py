@@ -3,7 +3,7 @@
 All processes run each check at the same time: first those of `ALONE`, of what each has, then those
 of `TOGETHER`, whether they compute together and see the same folder. Process 0 prints one line per
 check. A failed check, of any process, stops only the checks that need it. The doctor leaves no
-files but a codec that it fits.
+files but decoded images and a fitted codec, in data.dir.
 """
 
 import socket

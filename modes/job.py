@@ -19,6 +19,7 @@ from fewstep.modes.retention import retention_of
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, say, warn
+from fewstep.training.codec_weights import pin_codec
 from fewstep.training.compiled_step import Advance, abstract_state
 from fewstep.training.cost.compiled import StepInputs, production_step, sharded_batch
 from fewstep.training.cost.hardware import present_hardware
@@ -104,7 +105,7 @@ def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> D
     """Return the draft of a job after every check that needs no teacher either."""
     check_loggers(config.log.to)
     mesh = make_mesh(**config.mesh)
-    config, dataset = resolve_and_load(fill_open_fields(config, path))
+    config, dataset = resolve_and_load(pin_codec(fill_open_fields(config, path), path))
     if window is not None:
         check_profile(window, path, config)
     if config.data.local_dir:

@@ -42,17 +42,24 @@ def check_method(recorded: ConfigDict, request: Request) -> None:
 def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     """Return a recorded config with the places of a given one: data.dir, images, codec, teacher.
 
-    The step of the teacher stays. `check_moved_data` checks that the images are the same.
+    The steps of teacher and codec stay. `check_moved_data` checks that the images are the same.
     """
     config = config.copy_and_resolve_references()
     config.data.dir = given.data.dir
-    config.codec.weights = given.codec.weights or config.codec.weights
+    config.codec.weights = moved_run(config.codec.weights, given.codec.weights)
     if all(data.path_in_name(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
-    if config.teacher and given.teacher:
-        place = parse_location(given.teacher)
-        config.teacher = str(place._replace(step=parse_location(config.teacher).step))
+    if config.teacher:
+        config.teacher = moved_run(config.teacher, given.teacher)
     return config
+
+
+def moved_run(recorded: str, given: str) -> str:
+    """The place that is given, at the recorded step if both have a run; "" keeps the record's."""
+    if not (recorded and given):
+        return given or recorded
+    step = parse_location(recorded).step
+    return given if step is None else str(parse_location(given)._replace(step=step))
 
 
 def check_moved_data(

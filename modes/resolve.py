@@ -1,6 +1,8 @@
 """The config that will run and its data set: open fields filled, `debug` applied, images read."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -44,10 +46,19 @@ def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
     # Another process may see the folder later than process 0, and would compile another program.
     if not open_now or not first_process_says(restore.has_checkpoint(folder)):
         return config
-    recorded = workdir.load_config(folder) if is_first() else {}
-    return with_values(
-        config, broadcast({name: field_value(recorded, name) for name in open_now if recorded})
-    )
+    values = broadcast(recorded_values(folder, open_now) if is_first() else None)
+    if isinstance(values, str):
+        raise ValueError(values)
+    return with_values(config, values)
+
+
+def recorded_values(folder: Path, names: Sequence[str]) -> dict[str, Any] | str:
+    """Return fields of the run in a folder, or why they cannot be read."""
+    try:
+        recorded = workdir.load_config(folder)
+    except ValueError as error:
+        return str(error)
+    return {name: field_value(recorded, name) for name in names}
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:

@@ -70,7 +70,7 @@ class PathLoss(NamedTuple):
 def variance_rows(log_w: Array) -> Array:
     """Rows whose mean is the unbiased variance of the weights that `kept_weights` keeps: [B].
 
-    NaN if none is kept, which ends the run. Raises ValueError for a single row.
+    NaN if fewer than two are kept, which ends the run. Raises ValueError for a single row.
     """
     if log_w.size < 2:
         raise ValueError(
@@ -78,18 +78,19 @@ def variance_rows(log_w: Array) -> Array:
             "larger batch_size, fewer micro_batches, or objective.path_loss=kl"
         )
     kept = kept_weights(log_w)
-    count = jnp.maximum(jnp.sum(kept), 2)
+    count = jnp.sum(kept)
     log_w = jnp.where(kept, log_w, 0.0)
     apart = jnp.where(kept, log_w - jnp.sum(log_w) / count, 0.0)
-    rows = apart**2 * (log_w.size / (count - 1))
-    return jnp.where(jnp.any(kept), rows, jnp.nan)
+    rows = apart**2 * (log_w.size / jnp.maximum(count - 1, 1))
+    return jnp.where(count > 1, rows, jnp.nan)
 
 
 def kept_weights(log_w: Array) -> Array:
     """bool [B]: whether a row has a square, and is none of a few that would be the whole variance.
 
     A step that is too long for a steep density throws single paths far away. Their weights are 0,
-    but their squares would decide the update (Berner et al.'s code leaves out rows below -1e8).
+    but their squares would decide the update (Berner et al.'s code leaves out rows below -1e8). It
+    helps where the density overflows, and not where the path itself is no number.
     """
     usable = jnp.abs(log_w) < LARGEST  # False for NaN
     apart = jnp.abs(log_w - jnp.nanmedian(jnp.where(usable, log_w, jnp.nan)))

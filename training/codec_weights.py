@@ -90,6 +90,26 @@ def at_step(weights: str) -> str:
     return weights
 
 
+def pin_codec(config: ConfigDict, run: Path) -> ConfigDict:
+    """The config with the step of the run that trained its codec, as a run records it.
+
+    A resumed run keeps the step that it began with, unless the config names another. All processes
+    use the step that process 0 sees; the folder may differ between hosts.
+    """
+    weights = config.codec.weights
+    if not weights or not first_process_says(workdir.is_run(parse_location(weights).folder)):
+        return config
+    config = config.copy_and_resolve_references()
+    asked, step = parse_location(weights), None
+    if is_first():
+        recorded = workdir.load_config(run).codec.weights if restore.has_checkpoint(run) else ""
+        known = parse_location(recorded) if recorded else None
+        same = known is not None and known.folder.resolve() == asked.folder.resolve()
+        step = asked.step or (known.step if same else None) or restore.saved_step(asked.folder)
+    config.codec.weights = f"{asked.folder}@{broadcast(step)}"
+    return config
+
+
 def is_at_hand(config: ConfigDict) -> bool:
     """Whether the config says where the parameters of its codec are, or the codec has none."""
     codec = named_codec(config.codec.name, image_shape(config))

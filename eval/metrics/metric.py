@@ -21,7 +21,7 @@ class Inputs(NamedTuple):
     """The inputs of metrics; None if unknown.
 
     statistics: of all samples. real_statistics: of all real images.
-    features: [N, D], of the first samples. real_features: [M, D], of some real images.
+    features: [N, D], of some samples. real_features: [M, D], of some real images.
     train_features, held_out_features: of both splits, to find copies.
     logits: [N, classes], of the feature network. classes: [N], predicted by a classifier of real
     images. labels: [N], requested of the sampler.

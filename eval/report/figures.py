@@ -35,7 +35,7 @@ MEASURED_BY = {
     "evaluate.num_samples": "{} samples",
     "evaluate.reference": "reference {}",
     "data.name": "data {}",
-    "data.label_shares": "labels {}",
+    "data.label_shares": "label shares {}",
 }
 COST = "Cost is in forward passes of one image, without the training of a teacher."
 # field of a sampling protocol -> its text in a caption; the seed comes last

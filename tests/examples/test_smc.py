@@ -47,13 +47,15 @@ def test_smc_that_does_not_end_names_the_field(monkeypatch):
         tempered_smc(find_density("dw2"), 100, seed=0)
 
 
-def test_smc_of_a_budget_takes_as_many_temperatures_as_fit():
+def test_smc_of_a_budget_takes_as_many_temperatures_as_fit(monkeypatch):
     density, of_temperature = find_density("dw2"), MOVES * LEAPFROG + 1
     budget = 3 * of_temperature + 1
     found, share = smc_within(budget, density, 200, seed=0)
     assert found.gradients == 3 * of_temperature and share < ESS
     again = tempered_smc(density, 200, 0, share)
     assert (again.gradients, again.log_z) == (found.gradients, found.log_z)
+    monkeypatch.setattr(smc, "MOST_TEMPERATURES", 3)  # a share of more is over the budget too
+    assert smc_within(1000, density, 200, seed=0)[0].gradients == 3 * of_temperature
     with pytest.raises(ValueError, match="takes at least 17 gradients a particle, not 16"):
         smc_within(16, density, 200, seed=0)
 

@@ -14,12 +14,13 @@ from fewstep.latents.codec import Moments
 from fewstep.latents.linear import fit_linear_codec, linear_codec
 from fewstep.models.codecs import CODECS, fit_codec
 from fewstep.modes.evaluate_run import evaluate_run
-from fewstep.modes.recorded_run import load_run
+from fewstep.modes.recorded_run import load_run, moved_run
 from fewstep.modes.request import Request
 from fewstep.modes.resolve import resolve_and_load
 from fewstep.modes.train_run import train_run
-from fewstep.training.codec_weights import load_codec
+from fewstep.training.codec_weights import load_codec, pin_codec
 from fewstep.training.experiment import build
+from fewstep.training.storage import restore, workdir
 from tests.training.runs import save_run, small_config
 
 SAMPLE = import_module("fewstep.modes.sample")
@@ -125,8 +126,28 @@ def test_its_latents_are_trained_on(run):
     at_step = config.copy_and_resolve_references()
     at_step.codec.weights = f"{run}@2"
     assert load_codec(at_step).fingerprint == config.codec.fingerprint
-    # A run keeps the step, since the codec's run may go on.
-    assert config.codec.weights == f"{run}@2"
+
+
+def test_a_run_keeps_the_step_of_its_codec(run, tmp_path, monkeypatch):
+    asked = config_of("flow_matching", **{"codec.name": "f4", "codec.weights": str(run)})
+    assert pin_codec(asked, tmp_path).codec.weights == f"{run}@2"
+    file = config_of("flow_matching", **{"codec.weights": "weights.safetensors"})
+    assert pin_codec(file, tmp_path) is file
+    own = tmp_path / "own"
+    kept = asked.copy_and_resolve_references()
+    kept.codec.weights = f"{run}@1"
+    workdir.start_run(own, kept)
+    assert pin_codec(asked, own).codec.weights == f"{run}@2"  # nothing was saved
+    monkeypatch.setattr(restore, "has_checkpoint", lambda folder: True)
+    assert pin_codec(asked, own).codec.weights == f"{run}@1"
+    asked.codec.weights = f"{run}@2"
+    assert pin_codec(asked, own).codec.weights == f"{run}@2"
+
+
+def test_places_that_moved_keep_the_step_of_the_record():
+    assert moved_run("/a@2", "/b") == moved_run("/a@2", "/b@7") == "/b@2"
+    assert moved_run("/a@2", "") == "/a@2" and moved_run("", "/b") == "/b"
+    assert moved_run("a.safetensors", "b.safetensors") == "b.safetensors"
 
 
 def test_codecs_that_a_run_has_not_trained_are_refused(run, tmp_path):

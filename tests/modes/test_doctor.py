@@ -221,7 +221,7 @@ def test_images_of_a_run_that_has_begun_are_not_read_again(tmp_path, monkeypatch
     assert len(seen) == 1
     monkeypatch.setattr(CHECKS.restore, "has_checkpoint", lambda folder: True)
     again = ALONE["data"].run(job)
-    assert len(seen) == 1 and again.replace(" (verified when the run began)", "") == first
+    assert len(seen) == 1 and again.replace(" (not read again: the run has begun)", "") == first
 
 
 def test_the_flags_of_a_job_with_a_profile_are_those_of_its_doctor(tmp_path, capsys):

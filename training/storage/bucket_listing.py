@@ -55,6 +55,8 @@ def signs_of_life(place: Place, listed: Mapping[str, Any]) -> Iterator[None]:
     def repeat() -> None:
         while not stop.wait(EVERY):
             with suppress(Exception):  # the copy itself will say what is wrong
+                if newer_writer(read_listing(place), listed):
+                    return
                 write_listing(place, {**listed, **sign_of_life(ended=False)})
 
     thread = threading.Thread(target=repeat, daemon=True)
@@ -69,6 +71,11 @@ def signs_of_life(place: Place, listed: Mapping[str, Any]) -> Iterator[None]:
 def is_alive(listing: Mapping[str, Any]) -> bool:
     """Whether the writer of a listing still writes."""
     return time.time() - listing["at"] < SILENCE and not listing["ended"]
+
+
+def newer_writer(there: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """The other machine that wrote the listing in a bucket after `own`; "" for none."""
+    return there["writer"] if there and there["id"] != own.get("id") and is_elsewhere(there) else ""
 
 
 def is_elsewhere(listing: Mapping[str, Any]) -> bool:

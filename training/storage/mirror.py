@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from fewstep.training.storage.bucket_listing import (
     is_alive,
     is_elsewhere,
     new_listing,
+    newer_writer,
     read_listing,
-    sign_of_life,
     signs_of_life,
     write_listing,
 )
@@ -85,11 +85,15 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
             print(f"{other} writes to {place.address}; what is new here stays in {mirror}")
             yield mirror
             return
-        if writes:  # a bucket that cannot be written to is an error before any compute
-            with reaching(place):
-                push(place, mirror)
-        elif listed := read_record(mirror):  # else another machine takes the run for a free one
-            try_to(place, mirror, lambda: write_listing(place, listed | sign_of_life(False)))
+        if not writes:  # copies at the end alone, so that the run stays free for a job
+            yield mirror
+            with reaching(place, SAFE.format(mirror)):
+                other = push(place, mirror, ended=True)
+            if other:
+                print(f"{other} has written to {place.address}; what is new here is in {mirror}")
+            return
+        with reaching(place):  # a bucket that cannot be written to is an error before any compute
+            push(place, mirror)
         with kept_equal(place, mirror):
             yield mirror
 
@@ -104,7 +108,7 @@ def kept_equal(place: Place, mirror: Path) -> Iterator[None]:
 
     def copy() -> None:
         while not stop.wait(EVERY):
-            try_to(place, mirror, lambda: push(place, mirror))
+            try_to_push(place, mirror)
 
     thread = threading.Thread(target=copy, daemon=True)
     thread.start()
@@ -114,13 +118,23 @@ def kept_equal(place: Place, mirror: Path) -> Iterator[None]:
         with uninterrupted():
             stop.set()
             thread.join()
-            try_to(place, mirror, lambda: push(place, mirror, ended=True))
+            try_to_push(place, mirror, ended=True)
         raise
     with uninterrupted():
         stop.set()
         thread.join()
         with reaching(place, SAFE.format(mirror)):
-            push(place, mirror, ended=True)
+            other = push(place, mirror, ended=True)
+    if other:
+        raise OSError(taken_over(place, mirror, other))
+
+
+def taken_over(place: Place, mirror: Path, other: str) -> str:
+    """What to say of a folder that another machine has written to meanwhile."""
+    return (
+        f"{place.address} has been written by {other} meanwhile, and not by this command; all that "
+        f"this one has made is in {mirror}: copy it to another folder to go on with it"
+    )
 
 
 @contextmanager
@@ -136,13 +150,15 @@ def uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def try_to(place: Place, mirror: Path, write: Callable[[], None]) -> None:
-    """`write`; an error, which may be of any type, is a warning, since the next may succeed."""
+def try_to_push(place: Place, mirror: Path, ended: bool = False) -> None:
+    """`push`; an error, which may be of any type, is a warning, since the next copy may succeed."""
     try:
-        write()
+        other = push(place, mirror, ended)
+        text = taken_over(place, mirror, other) if other else ""
     except Exception as error:
-        text = f"warning: {place.address} was not written ({error}){SAFE.format(mirror)}"
-        print(text, file=sys.stderr)
+        text = f"{place.address} was not written ({error}){SAFE.format(mirror)}"
+    if text:
+        print(f"warning: {text}", file=sys.stderr)
 
 
 def pull(place: Place, mirror: Path) -> str:
@@ -153,12 +169,19 @@ def pull(place: Place, mirror: Path) -> str:
     listing, last = read_listing(place), read_record(mirror)
     if not listing:
         if last:
-            put_aside(place, mirror)
+            put_aside(mirror, f"{place.address} has no run any more")
         return ""
     if listing["id"] != last.get("id") or not mirror.exists():
-        listed = listing["files"]
-        for name in {*scan(mirror)} - {*listed}:
-            if name in last.get("files", {}) or name.startswith(f"{CHECKPOINTS}/"):
+        listed, known = listing["files"], last.get("files", {})
+        gone = [
+            name
+            for name in {*scan(mirror)} - {*listed}
+            if name in known or name.startswith(f"{CHECKPOINTS}/")
+        ]
+        if any(name not in known for name in gone):  # checkpoints that only this machine has
+            put_aside(mirror, f"{place.address} has been written by {listing['writer']} since")
+        else:
+            for name in gone:
                 (mirror / name).unlink()
         present = scan(mirror)
         for name in sorted(listed):
@@ -173,26 +196,27 @@ def pull(place: Place, mirror: Path) -> str:
     return "" if newest["id"] == listing["id"] else pull(place, mirror)
 
 
-def put_aside(place: Place, mirror: Path) -> None:
-    """Keep what a mirror has under another name, for a bucket that has nothing of it any more."""
-    record_file(mirror).unlink()
+def put_aside(mirror: Path, why: str) -> None:
+    """Keep under another name what a mirror has and the bucket does not."""
+    record_file(mirror).unlink(missing_ok=True)
     if mirror.exists():
         kept = mirror.with_name(f"{mirror.name}.{uuid4().hex[:8]}.kept")
         mirror.rename(kept)
-        print(
-            f"{place.address} has no run any more; what this machine had of it is kept in {kept}, "
-            "which can be a --workdir",
-            flush=True,
-        )
+        text = f"{why}; what this machine had is kept in {kept}, which can be a --workdir"
+        print(text, flush=True)
 
 
-def push(place: Place, mirror: Path, ended: bool = False) -> None:
-    """Copy to the bucket what has changed in a mirror, then the listing; then remove the rest."""
+def push(place: Place, mirror: Path, ended: bool = False) -> str:
+    """Copy to the bucket what has changed in a mirror, then the listing; then remove the rest.
+
+    Returns the name of another machine that has written a listing since; nothing is listed or
+    removed then.
+    """
     if ended and not mirror.exists():  # a command that found nothing leaves no trace
-        return
+        return ""
     listed, there = read_record(mirror), read_listing(place)
-    if there and there["id"] != listed.get("id") and is_elsewhere(there):
-        raise ValueError(f"{there['writer']} has written to it since")
+    if other := newer_writer(there, listed):
+        return other
     last = listed.get("files", {})
     files = scan(mirror)
     if not there:  # before any object: what has no listing is not a run
@@ -211,12 +235,15 @@ def push(place: Place, mirror: Path, ended: bool = False) -> None:
     still = scan(mirror)
     gone = {folder_of(name) for name in {*files} - {*still}}
     files = {name: stamp for name, stamp in files.items() if folder_of(name) not in gone}
+    if other := newer_writer(read_listing(place), listed):
+        return other
     listing = new_listing(files, ended)
     write_listing(place, listing)
     write_record(mirror, listing)
     for name in {*last} - {*files}:
         if place.fs.exists(f"{place.path}/{name}"):
             place.fs.rm_file(f"{place.path}/{name}")
+    return ""
 
 
 def folder_of(name: str) -> str:

@@ -265,25 +265,60 @@ def test_a_writer_that_lived_during_a_long_fetch_is_alive(address, tmp_path, mon
         assert texts(mirror) == {**FILES, "checkpoints/9/a": "its last"}
 
 
-def test_a_reader_does_not_replace_what_another_machine_has_written(
-    address, tmp_path, monkeypatch, capsys
-):
+def as_machine(monkeypatch, name, folder, place, **how):
+    """What another machine pushes that has the newest listing."""
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: name)
+        MIRROR.write_record(folder, MIRROR.read_listing(place))
+        assert not push(place, folder, **how)
+
+
+def test_a_reader_leaves_the_run_free_and_replaces_nothing(address, tmp_path, monkeypatch, capsys):
     place, folder = buckets.open_place(address, ""), tmp_path / "run"
     fill(folder)
     push(place, folder, ended=True)
     newer = {"checkpoints/9/a": "newer"}
-    with (
-        pytest.raises(OSError, match=r"tpu-7 has written to it since\); nothing is lost"),
-        mirrored(Path(address), tmp_path, writes=False) as mirror,
-    ):
-        assert not MIRROR.read_listing(place)["ended"]  # so that others do not train meanwhile
+    with mirrored(Path(address), tmp_path, writes=False) as mirror:
+        assert MIRROR.read_listing(place)["ended"]
         fill(mirror, {"samples/0.png": "mine"})
-        with monkeypatch.context() as patch:
-            patch.setattr(socket, "gethostname", lambda: "tpu-7")
-            fill(folder, newer)
-            MIRROR.write_record(folder, MIRROR.read_listing(place))
-            push(place, folder, ended=True)
+        fill(folder, newer)
+        as_machine(monkeypatch, "tpu-7", folder, place, ended=True)
+    assert "tpu-7 has written to" in capsys.readouterr().out
+    assert not place.fs.exists(f"{place.path}/samples/0.png")
     assert seen_by_another(address, tmp_path / "other") == {**FILES, **newer}
+    with mirrored(Path(address), tmp_path, writes=False):
+        pass
+    found = seen_by_another(address, tmp_path / "other")
+    assert found == {**FILES, **newer, "samples/0.png": "mine"}
+
+
+def test_a_writer_that_was_taken_for_dead_keeps_what_it_made(
+    address, tmp_path, monkeypatch, capsys
+):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    put = place.fs.put_file
+
+    def slow(*given):
+        monkeypatch.setattr(place.fs, "put_file", put)
+        put(*given)
+        as_machine(monkeypatch, "tpu-7", folder, place)
+
+    with (
+        pytest.raises(OSError, match="has been written by tpu-7 meanwhile, and not by this"),
+        mirrored(Path(address), tmp_path, writes=True) as mirror,
+    ):
+        fill(mirror)
+        assert not push(place, mirror)
+        fill(folder, {**FILES, "checkpoints/8/a": "of tpu-7"})
+        fill(mirror, {"checkpoints/7/a": "mine", "log": "mine"})
+        monkeypatch.setattr(place.fs, "put_file", slow)
+    theirs = {**FILES, "checkpoints/8/a": "of tpu-7"}
+    assert seen_by_another(address, tmp_path / "other") == theirs
+    as_machine(monkeypatch, "tpu-7", folder, place, ended=True)
+    with mirrored(Path(address), tmp_path, writes=True) as mirror:
+        assert texts(mirror) == theirs
+    (kept,) = mirror.parent.glob("*.kept")
+    assert texts(kept)["checkpoints/7/a"] == "mine" and str(kept) in capsys.readouterr().out
 
 
 def test_objects_of_something_else_are_not_overwritten(address, tmp_path):
