@@ -9,6 +9,7 @@ files but decoded images and a fitted codec, in data.dir.
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from fewstep.modes.joint_checks import TOGETHER
 from fewstep.modes.mode import CONFIG, FROM, PROFILE, WORKDIR, Mode
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import Request
-from fewstep.training.cluster.processes import gather
+from fewstep.training.cluster.processes import apart, gather
 
 OK, FAILED, LEFT_OUT = "ok", "FAILED", "-"
 
@@ -36,8 +37,9 @@ def run_checks(request: Request) -> None:
     job = NextJob(request)
     reports: list[dict[str, Finding]] = [{} for _ in range(jax.process_count())]
     for name, check in (ALONE | TOGETHER).items():
-        # A check may compute in all processes together, so it runs in all of them or in none.
-        here = run_check(job, check, checks_passed_by_all(reports))
+        # A check of all processes together runs in all of them or in none.
+        with apart() if name in ALONE else nullcontext():
+            here = run_check(job, check, checks_passed_by_all(reports))
         for report, found in zip(reports, gather(here), strict=True):
             report[name] = Finding(*found)
     lines = {name: list(format_check(name, [r[name] for r in reports])) for name in reports[0]}

@@ -10,7 +10,6 @@ from fewstep.modes.job import resident_bytes, started
 from fewstep.modes.request import Request, require_config, require_workdir
 from fewstep.modes.resolve import complete, encode_if_read, fill_open_fields, read_dataset, resolve
 from fewstep.modes.student import read_student
-from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.codec_weights import pin_codec
 from fewstep.training.cost.hardware import Hardware, present_hardware
 from fewstep.training.cost.memory import (
@@ -60,15 +59,7 @@ class NextJob:
     @cached_property
     def prepared(self) -> tuple[ConfigDict, Dataset | None]:
         """Config and data set as training will use them, with latents if they are prepared."""
-        error = None
-        try:
-            here = self.found is not None
-        except ValueError as raised:
-            here, error = False, raised
-        # Processes ask each other about a codec, so either all of them use the images or none does.
-        if not true_everywhere(here):
-            if error is not None:
-                raise error
+        if self.found is None:
             config = self.asked
             if not config.data.image_size or config.data.num_classes < 0:
                 read_dataset(self.asked)  # raises an error that says how to get it

@@ -24,12 +24,13 @@ from fewstep.training.cluster.processes import (
     meet,
     say,
 )
+from fewstep.training.codec_weights import pin_codec
 from fewstep.training.encoding import prepare_codec
 
 
 def prepare(request: Request) -> None:
     """Prepare the data set of config.data and print its folder."""
-    config = read_student(request).config
+    config = pin_codec(read_student(request).config)
     if config.data.name == data.NONE:
         raise ValueError(f"data.name={data.NONE} has nothing to prepare; name a data set")
     group = preparing_group(data.data_root(config.data.dir))

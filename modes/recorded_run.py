@@ -49,17 +49,20 @@ def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     config.codec.weights = moved_run(config.codec.weights, given.codec.weights)
     if all(data.path_in_name(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
-    if config.teacher:
-        config.teacher = moved_run(config.teacher, given.teacher)
+    if config.teacher and given.teacher:
+        place = parse_location(given.teacher)
+        config.teacher = str(place._replace(step=parse_location(config.teacher).step))
     return config
 
 
 def moved_run(recorded: str, given: str) -> str:
-    """The place that is given, at the recorded step if both have a run; "" keeps the record's."""
+    """The place that is given; a run without a step has the recorded one. "" keeps the record's."""
     if not (recorded and given):
         return given or recorded
-    step = parse_location(recorded).step
-    return given if step is None else str(parse_location(given)._replace(step=step))
+    place, step = parse_location(given), parse_location(recorded).step
+    if step is None or place.step is not None or not workdir.is_run(place.folder):
+        return given
+    return str(place._replace(step=step))
 
 
 def check_moved_data(
@@ -129,7 +132,7 @@ def load_run(request: Request) -> LoadedRun:
     path = require_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     check_method(config, request)
-    config.codec.weights = given_place(request, "codec.weights") or config.codec.weights
+    config.codec.weights = moved_run(config.codec.weights, given_place(request, "codec.weights"))
     config.data.dir = given_place(request, "data.dir") or config.data.dir
     if data.path_in_name(config.data.name):
         config.data.name = given_place(request, "data.name") or config.data.name

@@ -10,8 +10,8 @@ from fewstep import data
 from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.training.cluster.processes import (
     broadcast,
+    decides,
     first_process_says,
-    is_first,
     true_everywhere,
 )
 from fewstep.training.cost.choice import choose, field_value, open_fields
@@ -46,7 +46,7 @@ def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
     # Another process may see the folder later than process 0, and would compile another program.
     if not open_now or not first_process_says(restore.has_checkpoint(folder)):
         return config
-    values = broadcast(recorded_values(folder, open_now) if is_first() else None)
+    values = broadcast(recorded_values(folder, open_now) if decides() else None)
     if isinstance(values, str):
         raise ValueError(values)
     return with_values(config, values)

@@ -18,9 +18,9 @@ from fewstep.files import read_npz
 from fewstep.latents.codec import Codec, Params, Shape
 from fewstep.models.codecs import CODECS, codec_by_name, fit_codec
 from fewstep.training.averages import sampling_network
-from fewstep.training.cluster.processes import broadcast, first_process_says, is_first
+from fewstep.training.cluster.processes import broadcast, decides, first_process_says
 from fewstep.training.construct import look_up
-from fewstep.training.location import parse_location
+from fewstep.training.location import has_step, parse_location
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.seal import arrays_sha256, read_sealed, write_sealed
 from fewstep.weights.layouts.autoencoder import is_autoencoder, read_autoencoder
@@ -90,10 +90,10 @@ def at_step(weights: str) -> str:
     return weights
 
 
-def pin_codec(config: ConfigDict, run: Path) -> ConfigDict:
+def pin_codec(config: ConfigDict, run: Path | None = None) -> ConfigDict:
     """The config with the step of the run that trained its codec, as a run records it.
 
-    A resumed run keeps the step that it began with, unless the config names another. All processes
+    run: one that keeps the step that it began with, unless the config names another. All processes
     use the step that process 0 sees; the folder may differ between hosts.
     """
     weights = config.codec.weights
@@ -101,13 +101,24 @@ def pin_codec(config: ConfigDict, run: Path) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     asked, step = parse_location(weights), None
-    if is_first():
-        recorded = workdir.load_config(run).codec.weights if restore.has_checkpoint(run) else ""
-        known = parse_location(recorded) if recorded else None
-        same = known is not None and known.folder.resolve() == asked.folder.resolve()
-        step = asked.step or (known.step if same else None) or restore.saved_step(asked.folder)
+    if decides():
+        step = asked.step
+        if step is None and run is not None and restore.has_checkpoint(run):
+            step = recorded_codec_step(run, asked.folder)
+        if step is None:
+            step = restore.saved_step(asked.folder)
     config.codec.weights = f"{asked.folder}@{broadcast(step)}"
     return config
+
+
+def recorded_codec_step(run: Path, asked: Path) -> int | None:
+    """The step of its codec that a run began with; None if `asked` is another folder than then."""
+    recorded = workdir.load_config(run).codec.weights
+    if not recorded:
+        return None
+    folder, step = parse_location(recorded)
+    moved = workdir.is_run(folder) and folder.resolve() != asked.resolve()
+    return step if not moved and has_step(asked, step) else None
 
 
 def is_at_hand(config: ConfigDict) -> bool:
@@ -126,7 +137,7 @@ def load_same_codec(config: ConfigDict, images: np.ndarray) -> Known:
     in_run = bool(weights) and workdir.is_run(parse_location(weights).folder)
     if config.codec.fingerprint or first_process_says(in_run):
         return load_codec(config, images)
-    known = load_codec(config, images) if is_first() else None
+    known = load_codec(config, images) if decides() else None
     agreed = config.copy_and_resolve_references()
     agreed.codec.fingerprint = broadcast(known and known.fingerprint)
     return known or load_codec(agreed, images)

@@ -18,7 +18,7 @@ from fewstep.data.encoded import (
 from fewstep.latents.codec import Params
 from fewstep.latents.scaling import SCALINGS, standardizing
 from fewstep.models.codecs import CODECS
-from fewstep.training.cluster.processes import broadcast, true_everywhere, warn_once
+from fewstep.training.cluster.processes import broadcast, warn_once
 from fewstep.training.codec_weights import is_at_hand, load_codec, load_same_codec
 from fewstep.training.codecs import build_codec, on_first_call, scaling_of
 from fewstep.training.latent_sets import (
@@ -55,14 +55,14 @@ def encode_dataset(
 def with_known_codec(config: ConfigDict, dataset: Dataset) -> tuple[ConfigDict, bool]:
     """The config with the fingerprint of its codec, and whether its latents are prepared.
 
-    Encodes nothing. All processes call this. Raises ValueError as `load_codec` does.
+    Encodes nothing. Raises ValueError as `load_codec` does.
     """
     config = config.copy_and_resolve_references()
     if not dataset.has_pictures:
         return config, True
-    config.codec.fingerprint = load_same_codec(config, dataset.train.images).fingerprint
+    config.codec.fingerprint = load_codec(config, dataset.train.images).fingerprint
     encoder, root = dataset_encoder(config, dataset), data_root(config.data.dir)
-    return config, true_everywhere(is_encoded(dataset, encoder, root))
+    return config, is_encoded(dataset, encoder, root)
 
 
 def prepare_codec(config: ConfigDict, dataset: Dataset, group: ProcessGroup = ALONE) -> str:

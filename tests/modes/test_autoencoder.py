@@ -23,7 +23,7 @@ from fewstep.training.experiment import build
 from fewstep.training.storage import restore, workdir
 from tests.training.runs import save_run, small_config
 
-SAMPLE = import_module("fewstep.modes.sample")
+SAMPLE, WEIGHTS = map(import_module, ("fewstep.modes.sample", "fewstep.training.codec_weights"))
 ROWS = 48
 
 
@@ -135,19 +135,22 @@ def test_a_run_keeps_the_step_of_its_codec(run, tmp_path, monkeypatch):
     assert pin_codec(file, tmp_path) is file
     own = tmp_path / "own"
     kept = asked.copy_and_resolve_references()
-    kept.codec.weights = f"{run}@1"
+    kept.codec.weights = "/moved@1"
     workdir.start_run(own, kept)
     assert pin_codec(asked, own).codec.weights == f"{run}@2"  # nothing was saved
-    monkeypatch.setattr(restore, "has_checkpoint", lambda folder: True)
+    monkeypatch.setattr(restore, "has_checkpoint", lambda folder: folder in (own, run))
+    assert pin_codec(asked, own).codec.weights == f"{run}@2"  # there is no such step
+    monkeypatch.setattr(WEIGHTS, "has_step", lambda folder, step: (folder, step) == (run, 1))
     assert pin_codec(asked, own).codec.weights == f"{run}@1"
     asked.codec.weights = f"{run}@2"
     assert pin_codec(asked, own).codec.weights == f"{run}@2"
 
 
-def test_places_that_moved_keep_the_step_of_the_record():
-    assert moved_run("/a@2", "/b") == moved_run("/a@2", "/b@7") == "/b@2"
-    assert moved_run("/a@2", "") == "/a@2" and moved_run("", "/b") == "/b"
-    assert moved_run("a.safetensors", "b.safetensors") == "b.safetensors"
+def test_a_codec_that_moved_keeps_the_step_of_the_record(run):
+    assert moved_run("/a@1", f"{run}") == f"{run}@1"
+    assert moved_run("/a@1", f"{run}@2") == f"{run}@2"
+    assert moved_run("/a@1", "") == "/a@1" and moved_run("", "/b") == "/b"
+    assert moved_run("/a@1", "/b.safetensors") == "/b.safetensors"
 
 
 def test_codecs_that_a_run_has_not_trained_are_refused(run, tmp_path):

@@ -17,7 +17,7 @@ from fewstep.modes.joint_checks import TOGETHER
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.prepare import prepare
 from fewstep.modes.request import Request
-from fewstep.training.cluster import exits
+from fewstep.training.cluster import exits, processes
 from fewstep.training.experiment import build
 from fewstep.training.networks import with_network_fields
 from fewstep.training.profile import Window
@@ -232,6 +232,26 @@ def test_the_flags_of_a_job_with_a_profile_are_those_of_its_doctor(tmp_path, cap
             run_checks(request)
         assert read_lines(capsys.readouterr().out)["run"][0] == status
     assert "profile" in DOCTOR.DOCTOR.flags
+
+
+def test_what_a_process_has_is_checked_without_the_others(tmp_path, monkeypatch):
+    """A check of `ALONE` may fail in one process, which would leave the others waiting."""
+    together = SimpleNamespace(process_allgather=None, broadcast_one_to_all=None)
+    monkeypatch.setattr(processes, "multihost_utils", together)
+    here = []
+
+    def ask(job):
+        here.append((processes.true_everywhere(False), processes.first_process_says(True)))
+        here.append((processes.broadcast({"a": 1}), processes.gather([2]), processes.decides()))
+        return "asked"
+
+    monkeypatch.setattr(DOCTOR, "ALONE", {"data": CHECKS.Check(ask)})
+    monkeypatch.setattr(DOCTOR, "TOGETHER", {})
+    monkeypatch.setattr(DOCTOR, "gather", lambda finding: [finding])
+    run_checks(Request(config=make_config("edm"), workdir=tmp_path))
+    assert here == [(False, True), ({"a": 1}, [[2]], True)]
+    with pytest.raises(TypeError):
+        processes.true_everywhere(True)
 
 
 def test_a_check_runs_in_all_processes_or_in_none(tmp_path, monkeypatch):

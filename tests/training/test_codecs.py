@@ -69,7 +69,7 @@ def test_a_fitted_codec_is_fitted_once_and_known_by_its_fingerprint(config, data
 def test_a_codec_of_a_run_is_read_by_all_processes(config, dataset, monkeypatch, tmp_path):
     asked = config(**{"codec.weights": str(tmp_path)})
     monkeypatch.setattr(WEIGHTS.workdir, "is_run", lambda folder: True)
-    monkeypatch.setattr(WEIGHTS, "is_first", lambda: False)
+    monkeypatch.setattr(WEIGHTS, "decides", lambda: False)
     monkeypatch.setattr(WEIGHTS, "load_codec", lambda *given: given)
     assert load_same_codec(asked, dataset.train.images)[0] is asked
 

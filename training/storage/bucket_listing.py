@@ -75,7 +75,8 @@ def is_alive(listing: Mapping[str, Any]) -> bool:
 
 def newer_writer(there: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """The other machine that wrote the listing in a bucket after `own`; "" for none."""
-    return there["writer"] if there and there["id"] != own.get("id") and is_elsewhere(there) else ""
+    own_ids = (own.get("id"), own.get("next"))
+    return there["writer"] if there and there["id"] not in own_ids and is_elsewhere(there) else ""
 
 
 def is_elsewhere(listing: Mapping[str, Any]) -> bool:

@@ -12,8 +12,6 @@ run that the bucket no longer has is put aside, since it may be the only copy.
 
 import fcntl
 import json
-import os
-import shutil
 import signal
 import sys
 import threading
@@ -27,7 +25,6 @@ from fewstep.buckets import Place, fetch, mirror_of, open_place, reaching
 from fewstep.training.storage.bucket_listing import (
     EVERY,
     LISTING,
-    Stamps,
     is_alive,
     is_elsewhere,
     new_listing,
@@ -36,9 +33,16 @@ from fewstep.training.storage.bucket_listing import (
     signs_of_life,
     write_listing,
 )
-from fewstep.training.storage.checkpoint import FOLDER as CHECKPOINTS
+from fewstep.training.storage.mirror_files import (
+    checkpoint_of,
+    folder_of,
+    remove_empty_checkpoints,
+    scan,
+)
 
-LOCAL = ("lock", "heartbeat")  # what only this machine reads, in the folder of a run
+# In a record: the id of the listing that is written next. In a listing: the run's first id, so that
+# another run at the same address is not taken for it.
+NEXT, ORIGIN = "next", "origin"
 SAFE = "; nothing is lost, all is in {}"
 
 
@@ -64,6 +68,7 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
                     "until it ends"
                 ) from error
             yield mirror
+            print(f"what is new in {mirror} is copied by the next command that ends alone")
             return
         with reaching(place):
             foreign = not read_listing(place) and place.fs.find(place.path)
@@ -86,16 +91,33 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
             yield mirror
             return
         if not writes:  # copies at the end alone, so that the run stays free for a job
-            yield mirror
-            with reaching(place, SAFE.format(mirror)):
-                other = push(place, mirror, ended=True)
-            if other:
-                print(f"{other} has written to {place.address}; what is new here is in {mirror}")
+            try:
+                yield mirror
+            finally:
+                copy_back(place, mirror)
             return
         with reaching(place):  # a bucket that cannot be written to is an error before any compute
-            push(place, mirror)
+            other = push(place, mirror)
+        if other:
+            raise ValueError(
+                f"--workdir={place.address} is being written by {other}; wait until it ends, or "
+                "choose another folder"
+            )
         with kept_equal(place, mirror):
             yield mirror
+
+
+def copy_back(place: Place, mirror: Path) -> None:
+    """Copy what a command has made that only reads the run, unless another machine writes to it."""
+    if scan(mirror) == read_record(mirror).get("files", {}):
+        return
+    try:
+        other = pull(place, mirror) or push(place, mirror, ended=True)
+        why = f"{other} writes to {place.address}" if other else ""
+    except Exception as error:
+        why = f"{place.address} was not written ({error})"
+    if why:
+        print(f"{why}; what is new here is in {mirror}", file=sys.stderr)
 
 
 @contextmanager
@@ -171,22 +193,28 @@ def pull(place: Place, mirror: Path) -> str:
         if last:
             put_aside(mirror, f"{place.address} has no run any more")
         return ""
-    if listing["id"] != last.get("id") or not mirror.exists():
+    if listing["id"] not in (last.get("id"), last.get(NEXT)) or not mirror.exists():
         listed, known = listing["files"], last.get("files", {})
         gone = [
-            name
-            for name in {*scan(mirror)} - {*listed}
-            if name in known or name.startswith(f"{CHECKPOINTS}/")
+            name for name in {*scan(mirror)} - {*listed} if name in known or checkpoint_of(name)
         ]
-        if any(name not in known for name in gone):  # checkpoints that only this machine has
+        another = known and listing.get(ORIGIN) != last.get(ORIGIN)
+        if another or any(name not in known for name in gone):  # what only this machine has
             put_aside(mirror, f"{place.address} has been written by {listing['writer']} since")
         else:
             for name in gone:
                 (mirror / name).unlink()
+        # A fetch that is broken off leaves files that the bucket has too.
+        write_record(mirror, {**listing, "id": "", "files": {**known, **listed}})
         present = scan(mirror)
         for name in sorted(listed):
             if present.get(name) != listed[name]:
-                fetch(place, name, mirror / name, listed[name][1])
+                try:
+                    fetch(place, name, mirror / name, listed[name][1])
+                except FileNotFoundError:
+                    if read_listing(place).get("id") == listing["id"]:
+                        raise
+                    return pull(place, mirror)  # its run has removed it since
         remove_empty_checkpoints(mirror)
         write_record(mirror, listing)
     # A writer may have given signs of life, or ended, while its files came here.
@@ -220,7 +248,7 @@ def push(place: Place, mirror: Path, ended: bool = False) -> str:
     last = listed.get("files", {})
     files = scan(mirror)
     if not there:  # before any object: what has no listing is not a run
-        listed = new_listing({}, ended=False)
+        listed = {**new_listing({}, ended=False), ORIGIN: uuid4().hex}
         write_listing(place, listed)
         write_record(mirror, listed)
         last = {}
@@ -237,41 +265,14 @@ def push(place: Place, mirror: Path, ended: bool = False) -> str:
     files = {name: stamp for name, stamp in files.items() if folder_of(name) not in gone}
     if other := newer_writer(read_listing(place), listed):
         return other
-    listing = new_listing(files, ended)
+    listing = {**new_listing(files, ended), ORIGIN: listed.get(ORIGIN)}
+    write_record(mirror, {**listed, NEXT: listing["id"]})  # the process may end after the next line
     write_listing(place, listing)
     write_record(mirror, listing)
     for name in {*last} - {*files}:
         if place.fs.exists(f"{place.path}/{name}"):
             place.fs.rm_file(f"{place.path}/{name}")
     return ""
-
-
-def folder_of(name: str) -> str:
-    """The checkpoint that a file is of, which counts whole; the file itself if it is of none."""
-    parts = name.split("/")
-    return "/".join(parts[:2]) if parts[0] == CHECKPOINTS else name
-
-
-def scan(mirror: Path) -> Stamps:
-    """The files of a run's folder that belong into the bucket: no temporary ones."""
-    found: Stamps = {}
-    for folder, folders, names in os.walk(mirror):
-        inside = Path(folder).relative_to(mirror)
-        folders[:] = [name for name in folders if belongs((inside / name).parts)]
-        for name in names:
-            if belongs((inside / name).parts):
-                try:
-                    stat = (mirror / inside / name).stat()
-                except FileNotFoundError:  # replaced or removed since
-                    continue
-                found[(inside / name).as_posix()] = [stat.st_size, stat.st_mtime_ns]
-    return found
-
-
-def belongs(parts: tuple[str, ...]) -> bool:
-    """Whether a path in a run's folder belongs into the bucket."""
-    unfinished = parts[0] == CHECKPOINTS and len(parts) > 1 and not parts[1].isdigit()
-    return not (unfinished or parts[0] in LOCAL or parts[-1].endswith(".tmp"))
 
 
 def read_record(mirror: Path) -> dict[str, Any]:
@@ -292,10 +293,3 @@ def write_record(mirror: Path, listing: Mapping[str, Any]) -> None:
 def record_file(mirror: Path) -> Path:
     """Where the listing of a mirror is kept, beside it."""
     return mirror.with_name(f"{mirror.name}.bucket.json")
-
-
-def remove_empty_checkpoints(mirror: Path) -> None:
-    """Remove the folders of checkpoints that have no files left."""
-    for step in (mirror / CHECKPOINTS).glob("*"):
-        if not any(path.is_file() for path in step.rglob("*")):
-            shutil.rmtree(step)

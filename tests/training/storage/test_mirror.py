@@ -17,6 +17,7 @@ from fewstep.training.cluster import processes
 from fewstep.training.storage import bucket_listing as LISTINGS
 from fewstep.training.storage import mirror as MIRROR
 from fewstep.training.storage.mirror import LISTING, mirrored, pull, push, scan
+from fewstep.training.storage.mirror_files import folder_of
 
 NAMES = map("memory://bucket{}/run".format, itertools.count())
 FILES = {"run.json": "a", "checkpoints/5/network/d/1": "b" * 9, "checkpoints/5/run/metadata": "c"}
@@ -273,23 +274,144 @@ def as_machine(monkeypatch, name, folder, place, **how):
         assert not push(place, folder, **how)
 
 
-def test_a_reader_leaves_the_run_free_and_replaces_nothing(address, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_reader_leaves_the_run_free_and_replaces_nothing(
+    address, tmp_path, monkeypatch, capsys, ended
+):
     place, folder = buckets.open_place(address, ""), tmp_path / "run"
     fill(folder)
     push(place, folder, ended=True)
-    newer = {"checkpoints/9/a": "newer"}
+    newer, mine = {"checkpoints/9/a": "newer"}, {"samples/0.png": "mine"}
     with mirrored(Path(address), tmp_path, writes=False) as mirror:
         assert MIRROR.read_listing(place)["ended"]
-        fill(mirror, {"samples/0.png": "mine"})
+        fill(mirror, mine)
         fill(folder, newer)
-        as_machine(monkeypatch, "tpu-7", folder, place, ended=True)
-    assert "tpu-7 has written to" in capsys.readouterr().out
-    assert not place.fs.exists(f"{place.path}/samples/0.png")
-    assert seen_by_another(address, tmp_path / "other") == {**FILES, **newer}
-    with mirrored(Path(address), tmp_path, writes=False):
-        pass
+        as_machine(monkeypatch, "tpu-7", folder, place, ended=ended)
     found = seen_by_another(address, tmp_path / "other")
-    assert found == {**FILES, **newer, "samples/0.png": "mine"}
+    assert found == FILES | newer | (mine if ended else {})
+    assert ("tpu-7 writes to" in capsys.readouterr().err) != ended
+    assert place.fs.exists(f"{place.path}/samples/0.png") == ended
+    assert texts(mirror) == FILES | newer | mine
+
+
+def test_a_command_that_makes_nothing_writes_nothing(address, tmp_path, monkeypatch, capsys):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    push(place, folder, ended=True)
+    before = MIRROR.read_listing(place)
+    memory = fsspec.get_filesystem_class("memory")
+    monkeypatch.setattr(memory, "pipe_file", lambda *_: 1 / 0)  # as with credentials to read
+    with mirrored(Path(address), tmp_path, writes=False) as mirror:
+        assert texts(mirror) == FILES
+    assert MIRROR.read_listing(place) == before and not capsys.readouterr().err
+
+
+def test_what_a_command_made_before_it_failed_is_copied(address, tmp_path):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    push(place, folder, ended=True)
+    with pytest.raises(KeyError), mirrored(Path(address), tmp_path, writes=False) as mirror:
+        fill(mirror, {"eval/1.json": "{}"})
+        raise KeyError
+    assert "eval/1.json" in seen_by_another(address, tmp_path / "other")
+
+
+def test_a_fetch_that_is_broken_off_starts_again(address, tmp_path, monkeypatch):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    push(place, folder, ended=True)
+    fetch, count = MIRROR.fetch, itertools.count()
+
+    def once(*given):
+        if next(count) == 1:
+            raise OSError("no network")
+        fetch(*given)
+
+    monkeypatch.setattr(MIRROR, "fetch", once)
+    with pytest.raises(OSError, match="no network"):
+        seen_by_another(address, tmp_path / "other")
+    (folder / "checkpoints/5/network/d/1").unlink()
+    (folder / "checkpoints/5/run/metadata").unlink()
+    fill(folder, {"checkpoints/6/a": "b"})
+    push(place, folder, ended=True)
+    assert seen_by_another(address, tmp_path / "other") == {"run.json": "a", "checkpoints/6/a": "b"}
+    assert not [*(tmp_path / "other").rglob("*.kept")]
+
+
+def test_a_file_that_goes_during_a_fetch_is_looked_for_again(address, tmp_path, monkeypatch):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    push(place, folder)
+    fetch = MIRROR.fetch
+
+    def late(*given):
+        monkeypatch.setattr(MIRROR, "fetch", fetch)
+        (folder / "run.json").write_text("newer")
+        push(place, folder)
+        raise FileNotFoundError("gone")
+
+    monkeypatch.setattr(MIRROR, "fetch", late)
+    assert seen_by_another(address, tmp_path / "other") == {**FILES, "run.json": "newer"}
+
+
+def test_a_machine_that_ended_between_two_writes_is_not_overtaken(address, tmp_path, monkeypatch):
+    place = buckets.open_place(address, "")
+    with mirrored(Path(address), tmp_path, writes=True) as mirror:
+        fill(mirror)
+
+    def killed(place, listing):
+        LISTINGS.write_listing(place, listing)
+        raise KeyboardInterrupt
+
+    fill(mirror, {"checkpoints/6/a": "copied"})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(MIRROR, "write_listing", killed)
+        push(place, mirror)
+    fill(mirror, {"checkpoints/7/a": "not copied"})
+    with mirrored(Path(address), tmp_path, writes=True) as mirror:
+        assert {"checkpoints/6/a", "checkpoints/7/a"} <= {*scan(mirror)}
+
+
+def test_another_run_at_the_address_replaces_no_copy_of_the_first(address, tmp_path, capsys):
+    place = buckets.open_place(address, "")
+    with mirrored(Path(address), tmp_path, writes=True) as mirror:
+        fill(mirror)
+    place.fs.rm(place.path, recursive=True)
+    fill(tmp_path / "second", {"run.json": "another"})
+    push(place, tmp_path / "second", ended=True)
+    with mirrored(Path(address), tmp_path, writes=True) as mirror:
+        assert texts(mirror) == {"run.json": "another"}
+    (kept,) = mirror.parent.glob("*.kept")
+    assert texts(kept) == FILES
+
+
+def test_checkpoints_of_a_comparison_are_checkpoints(tmp_path):
+    names = [f"cd/seed_0/{name}" for name in FILES]
+    fill(tmp_path, dict.fromkeys(names, "a"))
+    unfinished = ("checkpoints/6.orbax-checkpoint-tmp/x", "lock", "heartbeat/0")
+    fill(tmp_path, dict.fromkeys([f"cd/seed_0/{name}" for name in unfinished], "z"))
+    assert {*scan(tmp_path)} == {*names}
+    assert folder_of("cd/seed_0/checkpoints/5/network/d/1") == "cd/seed_0/checkpoints/5"
+    assert folder_of("cd/seed_0/run.json") == "cd/seed_0/run.json"
+
+
+def test_a_folder_that_another_machine_took_just_now_is_refused(address, tmp_path, monkeypatch):
+    place, folder, pull_own = buckets.open_place(address, ""), tmp_path / "run", MIRROR.pull
+    fill(folder)
+
+    def overtaken(*given):
+        other = pull_own(*given)
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "gethostname", lambda: "tpu-7")
+            push(place, folder)
+        return other
+
+    monkeypatch.setattr(MIRROR, "pull", overtaken)
+    with (
+        pytest.raises(ValueError, match="is being written by tpu-7"),
+        mirrored(Path(address), tmp_path, writes=True),
+    ):
+        raise AssertionError
 
 
 def test_a_writer_that_was_taken_for_dead_keeps_what_it_made(
