@@ -117,18 +117,21 @@ def table(
     seeds, and the range of the first.
     """
     groups: dict[str, list[tuple[Run, list[Mapping[str, Any]]]]] = {}
+    left_out: list[str] = []
     for run in runs:
         found = at_budget(run, kind, budget, teachers)
         if found:
             groups.setdefault(run["name"], []).append((run, found))
+        else:
+            left_out.append(f"`{run['name']}`, seed {run['seed']}")
     every = sorted({e["sampling_steps"] for g in groups.values() for _, es in g for e in es})
     heads = ["method", "seeds", kind, *(f"{n} step{'s' * (n > 1)}" for n in every)]
     lines = [heads, ["---"] * len(heads)]
     for name, members in groups.items():
         spent = mean(cost(run, found[0]["step"], kind, teachers) for run, found in members)
-        start = [str(len(members)), f"{spent:,.0f}"]
         rows: dict[str, list[Mapping[str, Any]]] = {"": []}
-        for e in (e for _, found in members for e in found):
+        own_runs = enumerate(found for _, found in members)
+        for e in ({**e, "run": index} for index, found in own_runs for e in found):
             own = e.get("setting", "")
             rows.setdefault(own, []).append(e)
             for row in e.get("rows", {}):
@@ -138,8 +141,12 @@ def table(
             if not evaluations:
                 continue
             heading = ", ".join(filter(None, [f"`{name}`", words]))
+            start = [str(len({e["run"] for e in evaluations})), f"{spent:,.0f}"]
             lines.append([heading, *start, *columns(evaluations, every, metrics)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    if left_out:
+        text += f"\n\nNothing known within the budget: {'; '.join(left_out)}."
+    return text
 
 
 def columns(

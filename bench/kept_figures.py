@@ -104,7 +104,7 @@ def run_figures(
     alike = alike_evaluations(folder, metric)
     last = alike[-1]
     per_image = counts.with_evaluations({"images_seen": 1}, config, str(folder))
-    taught = teacher_cost(config, counts)
+    taught = teacher_cost(config, folder, counts)
     own = config.objective.get("solver", {"name": config.objective.name})["name"]
     scales = {e.sampling["guidance_scale"] for e in alike}
     networks = {e.sampling["network"] for e in alike}

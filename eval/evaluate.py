@@ -21,7 +21,7 @@ from fewstep.eval.checks import reason_to_skip
 from fewstep.eval.corrections import corrector, gradient_counts
 from fewstep.eval.measure import Measures, load_measures, measure
 from fewstep.eval.new_result import (
-    add_diagnostics,
+    add_numbers,
     add_rows,
     evaluation_protocol,
     new_result,
@@ -207,9 +207,9 @@ def steps_evaluator(
             deque(batches, maxlen=0)
             result["skipped"] = reason_to_skip(dataset, config)
         else:
-            result["metrics"] = measure(batches, labels, measures)
+            add_numbers(result, measure(batches, labels, measures))
             result["warnings"] += collapse_warnings(result["metrics"], result["real"])
-        add_diagnostics(result, {**diagnose(params, steps), **gradients.get(steps, {})})
+        add_numbers(result, {**diagnose(params, steps), **gradients.get(steps, {})})
         add_rows(result, correct(params, steps))
         return Evaluated(result, np.concatenate(first)[: space.shown])
 

@@ -71,8 +71,8 @@ def new_result(
         "images_seen": protocol.sampling["step"] * config.batch_size,
         "protocol": protocol._asdict(),
         "metrics": {},
-        "real": {} if measures is None else real_image_metrics(measures),
-        "prior": {} if measures is None else {**measures.known.get("prior", {})},
+        "real": {} if measures is None else usual_numbers(real_image_metrics(measures)),
+        "prior": {} if measures is None else usual_numbers(measures.known.get("prior", {})),
         "warnings": [] if measures is None else bias_warnings(measures),
         "run": run,
     }
@@ -98,12 +98,17 @@ def fields_with_values(config: ConfigDict) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None and k != "solver.name"}
 
 
-def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
-    """Add diagnostics to the metrics of a result. Warn of those not finite, or too large."""
-    finite = {name: value for name, value in numbers.items() if is_usual_number(value)}
+def add_numbers(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
+    """Add metrics or diagnostics to a result. Warn of those not finite, or too large."""
+    finite = usual_numbers(numbers)
     result["metrics"] |= finite
     odd = [name for name in numbers if name not in finite]
     result["warnings"] += [f"{name} is not finite, or too large" for name in odd]
+
+
+def usual_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that a result may have."""
+    return {name: value for name, value in numbers.items() if is_usual_number(value)}
 
 
 def add_rows(result: dict[str, Any], rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -33,8 +33,9 @@ def table_entries(name: str, runs: Sequence[EvaluatedRun]) -> Iterator[Entry]:
     for steps in sorted(runs[0].results):
         yield Entry(name, name, runs, steps)
         for row in CORRECTED:
-            if all(row in run.results[steps].get("rows", {}) for run in runs):
-                own = [corrected_run(run, row, steps) for run in runs]
+            having = [run for run in runs if row in run.results[steps].get("rows", {})]
+            if having:
+                own = [corrected_run(run, row, steps) for run in having]
                 yield Entry(f"{name}, {ROWS[row]}", name, own, steps)
 
 

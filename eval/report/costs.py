@@ -11,7 +11,7 @@ from fewstep.progress import progress_bar
 from fewstep.training.cost.sampling_cost import evaluations_per_sample
 from fewstep.training.cost.step_cost import network_evaluations, training_seconds
 from fewstep.training.experiment import rebuild, with_solver
-from fewstep.training.location import parse_location
+from fewstep.training.location import find_teacher
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.storage.identity import as_dict, flatten_fields, read_identity
 from fewstep.training.storage.workdir import is_run, load_config
@@ -31,7 +31,7 @@ def add_costs(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     for run in progress_bar(runs, desc="cost of training", silent=len(runs) < 2):
         config, folder = load_config(run.folder), str(run.folder)
         budget = counted.with_evaluations(run.budget, config, folder)
-        of_teacher = teacher_cost(config, counted)
+        of_teacher = teacher_cost(config, run.folder, counted)
         costed.append(
             run._replace(
                 budget=budget,
@@ -42,11 +42,11 @@ def add_costs(runs: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
     return costed
 
 
-def teacher_cost(config: ConfigDict, counted: "EvaluationCounts") -> Cost | None:
+def teacher_cost(config: ConfigDict, run: Path, counted: "EvaluationCounts") -> Cost | None:
     """What the teacher of a run cost, with its own teachers; None if the run has no teacher."""
     if not config.teacher:
         return None
-    folder, step = parse_location(config.teacher)
+    folder, step = find_teacher(run, config.teacher)
     if not is_run(folder):
         return UNKNOWN
     taught, identity = load_config(folder), read_identity(folder)
@@ -55,7 +55,7 @@ def teacher_cost(config: ConfigDict, counted: "EvaluationCounts") -> Cost | None
     own = counted.with_evaluations(
         training_cost(folder, taught, taught.steps if step is None else step), taught, str(folder)
     )
-    before = teacher_cost(taught, counted)
+    before = teacher_cost(taught, folder, counted)
     return own if before is None else add_cost(own, before)
 
 

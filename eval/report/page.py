@@ -120,7 +120,7 @@ def shared_measurement(groups: Groups) -> Mapping[str, Any]:
 def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
     """How the numbers were measured, in one line."""
     if not measurement:
-        return "Nothing was measured, so this page has only samples"
+        return "Nothing was measured against real samples"
     samples, labels = f"{measurement['samples']:,} samples", measurement["labels"]
     labelled = "without labels" if labels == "none" else f"labelled {labels}"
     weights = str(measurement["weights"])[:WEIGHTS_DIGITS]

@@ -4,7 +4,7 @@
 def short_number(count: float) -> str:
     """A large number as short text: 1200 as 1,200, 1234567 as 1.23 M."""
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= unit:
+        if float(f"{count:.3g}") >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count:,.0f}"
 

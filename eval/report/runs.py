@@ -21,7 +21,7 @@ from fewstep.eval.report.results import Result
 from fewstep.messages import common_differences
 from fewstep.training.classes import class_names
 from fewstep.training.cost.step_cost import training_seconds
-from fewstep.training.location import parse_location
+from fewstep.training.location import find_teacher
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.storage.identity import CHANGEABLE, DECODING, as_dict, flatten_fields
 from fewstep.training.storage.reasons import length_reasons
@@ -193,15 +193,21 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:
         trajectory=arrays[last.steps]["way"],
         space=last.space,
         budget={
-            "images_seen": last.result["images_seen"],
+            # The training of an imported network is unknown.
+            "images_seen": None if is_imported(folder) else last.result["images_seen"],
             "network_evaluations": None,
             "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
-        config=expand_teacher(flatten_fields(as_dict(config))) | continued_fields(folder),
+        config=expand_teacher(flatten_fields(as_dict(config)), folder) | continued_fields(folder),
         classes=class_names(folder),
         added=is_added(folder),
         swept=tuple(swept_fields(folder)),
     )
+
+
+def is_imported(folder: Path) -> bool:
+    """Whether a run has a network that others trained."""
+    return bool(recorded_identity(folder).imported)
 
 
 def continued_fields(folder: Path) -> dict[str, Any]:
@@ -210,18 +216,21 @@ def continued_fields(folder: Path) -> dict[str, Any]:
     return {"started_from": bool(run.started_from), "lengths": [*map(list, run.lengths)]}
 
 
-def expand_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config, with the fields that identify its teacher in place of its folder.
+def expand_teacher(config: Mapping[str, Any], run: Path) -> dict[str, Any]:
+    """The fields of a run's config, with those that identify its teacher in place of its folder.
 
     Students whose teachers differ only in the seed are then runs of one method. The folder stays if
-    it no longer holds a run.
+    neither it nor a place nearby holds the run, as after a move.
     """
     fields = dict(config)
-    folder, step = parse_location(fields["teacher"])
-    if not fields["teacher"] or not (folder / CONFIG).is_file():
+    if not fields["teacher"]:
+        return fields
+    folder, step = find_teacher(run, fields["teacher"])
+    if not (folder / CONFIG).is_file():
         return fields
     fields["teacher"] = "taught"
-    of_teacher = identifying_fields(expand_teacher(flatten_fields(as_dict(load_config(folder)))))
+    taught = flatten_fields(as_dict(load_config(folder)))
+    of_teacher = identifying_fields(expand_teacher(taught, folder))
     return fields | {f"teacher.{k}": v for k, v in {**of_teacher, "step": step}.items()}
 
 

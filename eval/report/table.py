@@ -174,6 +174,8 @@ def metric_column(name: str) -> Column:
             for run in runs
         ]
         below = COLLAPSED if any(narrow) else below
+        if len(values) < len(runs):
+            below = ", ".join(filter(None, [below, f"of {len(values)} seeds"]))
         return TableCell(metric.format.format(mean(values)), below, repr(mean(values)))
 
     return Column(metric_heading(name, ""), cell, largest_is_best=metric.better == MORE)

@@ -32,7 +32,8 @@ def run(name, seed=0, passes=3.0, before=None, distance=8.0):
 
 def rows(text):
     """The cells of a table's rows below its headings, by method."""
-    lines = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    lines = [line.strip("| ").split(" | ") for line in table[2:]]
     return {name.strip("`"): cells for name, *cells in lines}
 
 
@@ -56,7 +57,9 @@ def test_passes_count_those_of_teachers_where_asked():
 
 def test_a_run_whose_passes_are_not_known_is_in_no_table_of_passes():
     runs = [run("flow"), run("other", passes=None)]
-    assert list(rows(figures.table(runs, "passes", 1e9))) == ["flow"]
+    text = figures.table(runs, "passes", 1e9)
+    assert list(rows(text)) == ["flow"]
+    assert text.endswith("Nothing known within the budget: `other`, seed 0.")
     runs = [run("flow"), run("other", before={"images": None, "passes": None})]
     assert list(rows(figures.table(runs, "images", 1e9, teachers=True))) == ["flow"]
 
@@ -148,6 +151,13 @@ def test_rows_of_another_solver_are_not_those_of_the_runs_own():
         "dis`, heun": ["1", "2,000", "9.000", "9.000"],
         "dis`, heun, after ten HMC steps": ["1", "2,000", "1.500", "1.500"],
     }
+
+
+def test_a_row_counts_the_seeds_behind_it():
+    one, other = run("dis"), run("dis", seed=1)
+    one["evaluations"] += [e | {"setting": "heun"} for e in one["evaluations"]]
+    found = rows(figures.table([one, other], "images", 1e9, metrics=["frechet"]))
+    assert (found["dis"][0], found["dis`, heun"][0]) == ("2", "1")
 
 
 def test_other_networks_than_the_runs_have_rows_of_their_own(tmp_path):

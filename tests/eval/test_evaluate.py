@@ -218,6 +218,14 @@ def test_a_staged_run_is_measured_in_the_steps_of_its_stage_and_others_are_refus
         check_evaluation(experiment, dataset(), config, make_mesh())
 
 
+def test_a_number_that_no_table_can_show_is_warned_of_and_left_out(evaluated, monkeypatch):
+    huge = lambda batches, *_: {"frechet": 4.8e15, "recall": 1 / len([*batches])}
+    monkeypatch.setattr(MODULE, "measure", huge)
+    result = evaluated(dataset(), **{"evaluate.features": "pixels"})[0][0]
+    assert result["metrics"].keys() == {"recall"}
+    assert "frechet is not finite, or too large" in result["warnings"]
+
+
 def test_against_other_images_nothing_is_said_of_labels_and_copies(evaluated, monkeypatch):
     fields = {"evaluate.agreement": True, "evaluate.features": "pixels"}
     own = evaluated(dataset(), **fields)[0][0]["metrics"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from jax import Array
 from jax.extend.core import Jaxpr
 from ml_collections import ConfigDict
 
-from fewstep.models.network import Network
+from fewstep.models.network import Network, Params
 from fewstep.training.cost.traced import programs_in
 from fewstep.training.experiment import build, build_model
 from fewstep.training.networks import with_network_fields
@@ -40,7 +40,8 @@ def evaluations_per_sample(
 ) -> dict[int, int]:
     """The network evaluations of `counts_per_sample`."""
     found = counts_per_sample(config, steps, guidance_scale)
-    return {steps: counts.network for steps, counts in found.items()}
+    # A codec reconstructs without the network.
+    return {steps: counts.network for steps, counts in found.items() if counts.network}
 
 
 def counts_per_sample(
@@ -70,8 +71,16 @@ def counts_per_sample(
 
 
 def stand_in(network: Network) -> Network:
-    """The network with its input as output, since only the number of evaluations matters."""
-    return network._replace(apply=lambda params, x, *inputs, **options: network_input(x))
+    """The network with its input as output, since only the number of evaluations matters.
+
+    Its hidden features are its own.
+    """
+
+    def features(params: Params, x: Array, *inputs: Any, **options: Any) -> Any:
+        return network.features(params, network_input(x), *inputs, **options)
+
+    apply = lambda params, x, *inputs, **options: network_input(x)
+    return network._replace(apply=apply, features=features)
 
 
 def count_rows(program: Jaxpr, mark: str = MARK) -> int:

@@ -109,12 +109,24 @@ def network_shapes(experiment: Experiment) -> dict[str, Shapes]:
     return found
 
 
+class NoCpuError(ValueError):
+    """JAX was started without the CPU backend."""
+
+
 def count_flops(function: Callable[..., Any], *inputs: Any) -> float:
     """FLOPs of a function of arrays with these shapes, with every iteration of its loops.
 
-    Counted for a CPU on any machine, because XLA counts before compilation only for CPUs.
+    Counted for a CPU on any machine, because XLA counts before compilation only for CPUs. Raises
+    ValueError if JAX has none.
     """
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    try:
+        (cpu, *_) = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise NoCpuError(
+            "FLOPs are counted for a CPU, and JAX was started without one; unset JAX_PLATFORMS, or "
+            "add cpu to it"
+        ) from error
+    with jax.default_device(cpu):
         traced = jax.jit(function).trace(*inputs)
         return traced.lower().cost_analysis()["flops"] + further_flops(traced.jaxpr.jaxpr)
 
@@ -147,7 +159,7 @@ def least_seconds(config: ConfigDict, kind: str, devices: int) -> float | None:
         return None
     try:
         count = step_flops(config, build(config))
-    except RuntimeError:  # JAX was started without the CPU backend
+    except NoCpuError:
         return None
     return count / (devices * accelerator.peak_flops(config.model.get("dtype", "float32")))
 

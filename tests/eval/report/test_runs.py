@@ -5,10 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from fewstep.eval.report.costs import EvaluationCounts
+from fewstep.eval.report import costs as COSTS
+from fewstep.eval.report import runs as RUNS
+from fewstep.eval.report.costs import EvaluationCounts, add_costs
 from fewstep.eval.report.evaluation import load_evaluations
 from fewstep.eval.report.results import save_results
 from fewstep.eval.report.runs import group_by_method, load_runs
+from fewstep.training.location import Location
 from tests.eval.evaluated import LABELS, MEASUREMENT, evaluated_run
 from tests.training.runs import small_config
 
@@ -362,6 +365,20 @@ def test_students_of_their_own_seeds_teacher_are_one_group(tmp_path):
     assert groups_of(*students[:2]) == {
         f"cd, teacher {tmp_path}/t{seed}@3000": [f"{seed}"] for seed in (0, 1)
     }
+
+
+def test_teachers_are_looked_for_where_the_runs_were_moved(tmp_path, monkeypatch):
+    students = []
+    for seed in (0, 1):
+        evaluated_run(tmp_path / f"t{seed}", "edm", seed, steps=())
+        taught = {"teacher": f"/gone/t{seed}@3000"}
+        students.append(evaluated_run(tmp_path / f"{seed}", "cd", seed, steps=(1,), config=taught))
+    moved = lambda run, asked: Location(tmp_path / f"t{run.name}", 3000)
+    for module in (RUNS, COSTS):
+        monkeypatch.setattr(module, "find_teacher", moved)
+    assert groups_of(*students) == {"cd": ["0", "1"]}
+    (run,) = add_costs(load_runs(students[:1]))
+    assert run.total["images_seen"] == 2 * 128 * 3000
 
 
 def test_students_of_other_steps_of_a_teacher_are_no_group(tmp_path):

@@ -38,6 +38,11 @@ def test_gradients_of_a_density_are_counted_beside_evaluations(method, fields, c
     assert counts_per_sample(small_config(method, **fields), counts, 1.0) == counts
 
 
+def test_what_samples_by_features_or_a_codec_is_counted():
+    assert evaluations_per_sample(small_config("genie"), (1, 4), 1.0) == {1: 1, 4: 4}
+    assert evaluations_per_sample(small_config("autoencoder"), (1,), 1.0) == {}
+
+
 def test_a_student_without_the_score_takes_no_gradient():
     fields = {"data.name": "density:gmm9", "data.num_classes": 0, "data.image_size": 0}
     fields |= {"data.channels": 0, "model.score_input": True, "model.size": None}

@@ -79,6 +79,17 @@ def test_without_a_known_peak_nothing_is_counted(monkeypatch):
         assert least_seconds(None, kind, 8) is None
 
 
+def test_without_a_cpu_nothing_is_counted(monkeypatch):
+    def none(backend):
+        raise RuntimeError("Unknown backend cpu")  # as with JAX_PLATFORMS=cuda
+
+    monkeypatch.setattr(cost.jax, "local_devices", none)
+    config, experiment = small_experiment("edm")
+    with pytest.raises(ValueError, match="started without one; unset JAX_PLATFORMS"):
+        step_flops(config, experiment)
+    assert least_seconds(config, "NVIDIA H100 80GB HBM3", 8) is None
+
+
 def test_fused_attention_costs_what_it_stands_for():
     # XLA counts neither a cuDNN kernel, which no CPU compiles, nor a loop over chunks in full.
     config, experiment = small_experiment("flow_matching", **{"model.attention": "chunked"})
