@@ -221,7 +221,9 @@ def wait_for_steps(folder, process, count):
 
 
 def have_same_bits(a, b):
-    """Whether two trees have the same bits."""
+    """Whether two trees have the same structure and bits."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
     return all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes()
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
