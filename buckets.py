@@ -3,7 +3,9 @@
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +16,11 @@ from uuid import uuid4
 PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs", "memory": "fsspec"}
 PATTERN = "*?[{"
 TAGS = ("ETag", "etag", "md5Hash", "created")  # of an object; the first says whether it was changed
+COPIES = 8  # objects that are fetched at once; each thread may use the same file system of fsspec
+BATCH = 1000  # objects that wait for a thread, which bounds the memory
+RECORD_SECONDS = 30.0  # after which a copy keeps what it has, since a kill leaves no time for that
+
+Stamps = Mapping[str, list[str]]  # `stamp` by the name of an object in its place, "" for the place
 
 
 class Place(NamedTuple):
@@ -103,12 +110,31 @@ def fetched(path: str, root: Path, name: str) -> str:
     place, local = open_place(base, name), mirror_of(base, root)
     with reaching(place):
         found = place.fs.find(place.path, detail=True)
-    if not found:
+    stamps = object_stamps(place, found, name)
+    if not stamps:
         raise FileNotFoundError(f"{name}: {base} has no objects; check the address")
-    stamps = {each.removeprefix(place.path).strip("/"): stamp(found[each]) for each in found}
     with alone(local):
         copy_objects(place, local, stamps)
     return str(local) + address.removeprefix(base)
+
+
+def object_stamps(place: Place, found: Mapping[str, dict[str, Any]], name: str) -> Stamps:
+    """The stamps of the objects that fsspec has found at a place. name: of the field, for messages.
+
+    Leaves out names that end in `/`: such an object, without content, stands for a folder. Raises
+    ValueError for a name that leads out of the folder of the copies.
+    """
+    stamps = {}
+    for path, about in found.items():
+        inside = path.removeprefix(place.path).removeprefix("/")
+        if inside.startswith("/") or ".." in inside.split("/"):
+            raise ValueError(
+                f"{name}: the object {inside!r} of {place.address} leads out of the folder of the "
+                "copies; rename it"
+            )
+        if not path.endswith("/"):
+            stamps[inside] = stamp(about)
+    return stamps
 
 
 @contextmanager
@@ -121,26 +147,55 @@ def alone(local: Path) -> Iterator[None]:
         yield
 
 
-def copy_objects(place: Place, local: Path, stamps: Mapping[str, list[str]]) -> None:
+def copy_objects(place: Place, local: Path, stamps: Stamps) -> None:
     """Copy the objects whose stamps have changed, remove those that are gone, and keep the stamps.
 
-    stamps: name of an object -> `stamp`. Raises OSError that names the place.
+    A copy that is broken off keeps those of the objects that it has copied. Raises OSError that
+    names the place.
     """
-    record, known = local.with_name(f"{local.name}.objects.json"), {}
-    with suppress(FileNotFoundError, ValueError):
-        known = json.loads(record.read_bytes())
-    with reaching(place):
-        for each, now in stamps.items():
-            file = local / each if each else local
-            if known.get(each) != now or not file.is_file():
-                fetch(place, each, file)
-    for each in {*known} - {*stamps}:
-        (local / each).unlink(missing_ok=True)
-        with suppress(OSError):  # a folder that still has files
-            os.removedirs((local / each).parent)
+    record = local.with_name(f"{local.name}.objects.json")
+    known = read_stamps(record)
+    remove_copies(local, {*known} - {*stamps})
+    kept = {each: known[each] for each in stamps if each in known}
+    changed = [e for e, now in stamps.items() if known.get(e) != now or not (local / e).is_file()]
+
+    def copy(each: str) -> None:
+        fetch(place, each, local / each)
+        kept[each] = stamps[each]
+
+    try:
+        with reaching(place), ThreadPoolExecutor(COPIES) as threads:
+            written = time.monotonic()
+            for start in range(0, len(changed), BATCH):
+                for _ in threads.map(copy, changed[start : start + BATCH]):
+                    if time.monotonic() - written >= RECORD_SECONDS:
+                        write_stamps(record, dict(kept))  # a copy, since threads go on
+                        written = time.monotonic()
+    finally:
+        write_stamps(record, kept)
+
+
+def read_stamps(record: Path) -> Stamps:
+    """The stamps that a copy has kept; {} without any."""
+    try:
+        return json.loads(record.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_stamps(record: Path, stamps: Stamps) -> None:
+    """Keep the stamps of the objects that are copied."""
     temporary = record.with_suffix(".tmp")
     temporary.write_text(json.dumps(stamps))
     temporary.replace(record)
+
+
+def remove_copies(local: Path, names: Iterable[str]) -> None:
+    """Remove the copies of objects that are gone, and folders without files."""
+    for each in names:
+        (local / each).unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that still has files
+            os.removedirs((local / each).parent)
 
 
 def stamp(about: dict[str, Any]) -> list[str]:

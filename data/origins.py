@@ -162,7 +162,7 @@ def _on_disk(argument: str, selection: Selection, writable: bool) -> str:
 
 
 def _open_latents(path: str, selection: Selection, writable: bool) -> Dataset | Undecoded:
-    return latent_set(_on_disk(path, selection, writable), selection.posterior)
+    return latent_set(_on_disk(path, selection, writable), selection.posterior, writable)
 
 
 def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:

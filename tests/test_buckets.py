@@ -1,7 +1,10 @@
 """Data in buckets are copied to the disk, and again if they have changed."""
 
 import io
+import json
 import threading
+import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -74,3 +77,102 @@ def test_one_process_copies_and_the_next_finds_all_there(tmp_path, monkeypatch):
     for thread in threads:
         thread.join()
     assert copied == ["a"]
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """The names of the objects that are fetched, and those of objects that cannot be."""
+    names, failing, own = [], {"broken"}, buckets.fetch
+
+    def fetch(place, name, file):
+        names.append(name)
+        if name in failing:
+            raise ConnectionError("reset")
+        own(place, name, file)
+
+    monkeypatch.setattr(buckets, "fetch", fetch)
+    return names, failing
+
+
+def mark(*names):
+    """Objects without content under these very names; pipe_file would strip their slashes."""
+    fs = fsspec.filesystem("memory")
+    for name in names:
+        fs.pipe_file("empty", b"")
+        fs.store[name] = fs.store.pop("/empty")
+
+
+def test_objects_that_stand_for_folders_are_left_out(tmp_path, tried):
+    marks = ("/marked/", "/marked/cat/", "/marked/none/", "/bare/")
+    put("marked/cat/a.png", 10)
+    mark(*marks)
+    try:
+        folder = fetched("memory://marked", tmp_path, "data.name")
+        with pytest.raises(FileNotFoundError, match="memory://bare has no objects"):
+            fetched("memory://bare", tmp_path, "data.name")
+    finally:
+        for name in marks:
+            del fsspec.filesystem("memory").store[name]
+    assert tried[0] == ["cat/a.png"] and (Path(folder) / "cat/a.png").is_file()
+
+
+@pytest.mark.parametrize("inside", ["../out.png", "a/../../out.png", "/out.png"])
+def test_a_name_that_leads_out_of_the_copies_is_refused(inside, tmp_path, monkeypatch):
+    fs = fsspec.filesystem("memory")
+    found = {f"/led/{inside}": {"size": 1}}
+    monkeypatch.setattr(type(fs), "find", lambda *_, **__: found)
+    monkeypatch.setattr(buckets, "fetch", lambda place, name, file: file.write_bytes(b"x"))
+    with pytest.raises(ValueError, match=f"data.name: the object '{inside}' of memory://led .*it"):
+        fetched("memory://led", tmp_path, "data.name")
+
+
+def test_a_copy_that_is_broken_off_keeps_what_it_has(tried, tmp_path):
+    fs, (names, failing) = fsspec.filesystem("memory"), tried
+    for name in ("a", "b", "broken", "gone"):
+        fs.pipe_file(f"halves/{name}", b"x")
+    with pytest.raises(OSError, match=r"memory://halves cannot be read or written \(reset\)"):
+        fetched("memory://halves", tmp_path, "data.name")
+    assert {"a", "b", "broken"} <= {*names}
+    fs.rm_file("halves/gone")
+    failing.clear()
+    names.clear()
+    folder = fetched("memory://halves", tmp_path, "data.name")
+    assert names == ["broken"]
+    assert sorted(path.name for path in Path(folder).iterdir()) == ["a", "b", "broken"]
+
+
+def test_a_copy_that_is_killed_has_kept_a_part(tmp_path, monkeypatch):
+    fs, own, seen = fsspec.filesystem("memory"), buckets.fetch, []
+    for name in ("a", "b"):
+        fs.pipe_file(f"killed/{name}", b"x")
+    record = tmp_path / "buckets/memory/killed.objects.json"
+
+    def fetch(place, name, file):
+        deadline = time.monotonic() + 10.0
+        while name == "b" and not record.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.extend(json.loads(record.read_text()) if name == "b" else [])
+        own(place, name, file)
+
+    monkeypatch.setattr(buckets, "fetch", fetch)
+    monkeypatch.setattr(buckets, "RECORD_SECONDS", 0.0)
+    fetched("memory://killed", tmp_path, "data.name")
+    assert seen == ["a"]
+    assert [*json.loads(record.read_text())] == ["a", "b"]
+
+
+def test_several_objects_are_fetched_at_once(tmp_path, monkeypatch):
+    fs, own = fsspec.filesystem("memory"), buckets.fetch
+    for number in range(buckets.COPIES):
+        fs.pipe_file(f"many/{number}", b"%d" % number)
+    together = threading.Barrier(buckets.COPIES, timeout=10.0)
+
+    def fetch(place, name, file):
+        together.wait()
+        own(place, name, file)
+
+    monkeypatch.setattr(buckets, "fetch", fetch)
+    folder = fetched("memory://many", tmp_path, "data.name")
+    assert {path.name: path.read_text() for path in Path(folder).iterdir()} == {
+        str(number): str(number) for number in range(buckets.COPIES)
+    }

@@ -103,7 +103,7 @@ def begin(
             raise OSError(f"{folder} cannot be written to ({reason}); {elsewhere()}") from error
         if missing:
             raise
-        note(f"{folder} cannot be written to ({reason}), so its arrays are hashed at every start")
+        note_hashed_again(folder, error)
     remove(folder.glob(OTHERS) if missing else ())
     for name in missing:
         files, shards = fresh_split_files(data, folder, name), begun.unfinished[name]
@@ -111,6 +111,12 @@ def begin(
         lacking = [shard for shard, listed in places if not is_unchanged_shard(shard, listed)]
         check_shard_space(lacking, files.description, files.stored, "choose another data.dir")
     return begun
+
+
+def note_hashed_again(folder: Path, error: OSError) -> None:
+    """Say what follows from a manifest that cannot be written."""
+    reason = error.strerror or error
+    note(f"{folder} cannot be written to ({reason}), so its arrays are hashed at every start")
 
 
 def decode_share(data: Undecoded, folder: Path, begun: Manifest, group: ProcessGroup) -> None:

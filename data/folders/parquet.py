@@ -1,6 +1,6 @@
 """Images in Parquet files, as data sets on the Hugging Face Hub have them, read by pyarrow.
 
-    train-00000-of-00002.parquet, data/test-00000-of-00001.parquet, train/0000.parquet, ...
+    train-00000-of-00002.parquet, data/set-test.parquet, train/0000.parquet, ...
 
 `ParquetRows` has what data/folders/saved_arrow.py uses of a `datasets.Dataset`, so the rules for
 columns, labels and splits are the same.
@@ -11,15 +11,18 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewstep.data.folders.splits import split_kind
+from fewstep.data.folders.splits import NUMBER, split_kind
 
 PATTERN = "*.parquet"
 HUB = b"huggingface"  # key of the metadata in which the package datasets keeps the types of columns
 WHOLE = "train"  # the split of files whose names say none
+WORDS = re.compile(r"[-_.]")  # between the words of a name
+PLAIN = ("data", "part")  # how writers call files and folders that have no name of their own
 OPEN = 4  # row groups of images that stay in memory
 
 
@@ -35,6 +38,13 @@ class ClassLabel(NamedTuple):
 
 class Value:
     """The type of any other column."""
+
+
+class NamedSplit(NamedTuple):
+    """What a path says. word: the split. before: what comes before it, which is the data set."""
+
+    word: str
+    before: str
 
 
 class ParquetRows:
@@ -57,7 +67,7 @@ class ParquetRows:
         self.groups = groups
         self.starts = np.cumsum([0, *(rows for _, _, rows in groups)])
         self.cache_files = [{"filename": str(file)} for file in files]
-        self.read_group = lru_cache(maxsize=OPEN)(read_group)
+        self.read_group, self.one_thread = lru_cache(maxsize=OPEN)(read_group), Lock()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -72,7 +82,9 @@ class ParquetRows:
         """The bytes, or the path, of the image in a row."""
         index = int(np.searchsorted(self.starts, number, side="right")) - 1
         file, group, _ = self.groups[index]
-        value = self.read_group(file, group, column)[number - int(self.starts[index])].as_py()
+        with self.one_thread:  # else all threads read a group that they reach together
+            rows = self.read_group(file, group, column)
+        value = rows[number - int(self.starts[index])].as_py()
         return {"bytes": value} if isinstance(value, bytes) else value or {}
 
 
@@ -105,15 +117,57 @@ def column_types(schema: Any) -> dict[str, Any]:
 
 
 def parquet_splits(root: Path) -> dict[str, ParquetRows]:
-    """The rows of each split below a folder; {} without Parquet files."""
-    found: dict[str, list[Path]] = {}
-    for file in sorted(root.rglob(PATTERN)):
-        if not any(part.startswith(".") for part in file.relative_to(root).parts):
-            found.setdefault(split_of(file.relative_to(root)), []).append(file)
-    return {name: ParquetRows(files) for name, files in found.items()}
+    """The rows of each split below a folder; {} without Parquet files.
+
+    Raises ValueError if the files of a split are those of two data sets.
+    """
+    found = [file.relative_to(root) for file in sorted(root.rglob(PATTERN))]
+    files = [file for file in found if not any(part.startswith(".") for part in file.parts)]
+    named = any(map(find_split, files))
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(split_of(file) if named else WHOLE, []).append(file)
+    for name, own in splits.items():
+        check_one_set(root, name, own)
+    return {name: ParquetRows([root / file for file in own]) for name, own in splits.items()}
 
 
 def split_of(file: Path) -> str:
-    """The split of a file: the first word of its name, or of a folder around it, that is one."""
-    words = [re.split(r"[-_.]", part)[0] for part in (file.name, *file.parent.parts[::-1])]
-    return next((word for word in words if split_kind(word)), WHOLE)
+    """The split that the path of a file names, or else what it calls itself.
+
+    It is `train` if the path says nothing, such as 0000.parquet or part-0.parquet. Beside splits,
+    another name is an error (data/folders/splits.py).
+    """
+    found = find_split(file)
+    names = (NUMBER.sub("", file.stem), *file.parent.parts[::-1])
+    return found.word if found else next(filter(says_something, names), WHOLE)
+
+
+def says_something(name: str) -> bool:
+    """Whether a name has more than numbers and the words of writers."""
+    first = WORDS.split(name)[0].lower()
+    return not (first.isdigit() or first in ("", *PLAIN))
+
+
+def find_split(file: Path) -> NamedSplit | None:
+    """The split that the name of a file, or of the nearest folder around it, has as a word."""
+    for name, above in ((file.stem, file.parent), *((f.name, f.parent) for f in file.parents)):
+        words = WORDS.split(name)
+        place = next((i for i, word in enumerate(words) if split_kind(word)), None)
+        if place is not None:
+            before = [word for word in words[:place] if not word.isdigit()]
+            return NamedSplit(words[place], "-".join((str(above), *before)))
+        if split_kind(NUMBER.sub("", name)):  # held-out
+            return NamedSplit(NUMBER.sub("", name), str(above))
+    return None
+
+
+def check_one_set(root: Path, split: str, files: Sequence[Path]) -> None:
+    """Raises ValueError if files of a split lie in different folders or begin differently."""
+    sets = {found.before: file for file in files if (found := find_split(file))}
+    if len(sets) > 1:
+        first, second, *_ = sets.values()
+        raise ValueError(
+            f"{root} has {first} and {second}, which are {split} of two data sets; give the folder "
+            "of one as hf:PATH, or move the other away"
+        )

@@ -101,7 +101,8 @@ def rows_tree(root: Path, splits: Splits, image: str) -> Tree:
 
     builder = TreeBuilder(str(root), read)
     for name, rows in splits.items():
-        stamp, folder = _stamp(rows), builder.folder(name)
+        # Deeper, as shards are, since a folder `train` of images may be a class.
+        stamp, folder = _stamp(rows), builder.folder(f"{name}/rows")
         for path in _row_paths(name, rows):
             builder.image(folder, path, stamp)
     if not builder.tree.stamps:

@@ -18,6 +18,8 @@ SPLIT = re.compile(
     r"(?:[-_. ]?(?:set|split|data|images?|imgs?|\d{4}|[ab]))?",
     re.IGNORECASE,
 )
+# The end of the name of one of several files: -00000-of-00002.
+NUMBER = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")
 # A folder with such a name and no neighbours holds all images and is not a class.
 HOLDERS = frozenset(
     ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "pics", "files", "jpg")

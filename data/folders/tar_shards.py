@@ -4,7 +4,7 @@
     webdataset:/data                           all .tar files under a folder
 
 A sample is the members of a shard that share a key, their path up to the first dot of the file
-name: KEY.jpg (or another image) and its label, KEY.cls or a field of KEY.json. Shards in folders
+name: KEY.jpg (or another image) and its label, KEY.cls or a field of KEY.json. Shards below folders
 train/ and test/, or with such words before their numbers, are splits as folders are.
 """
 
@@ -24,12 +24,12 @@ from fewstep.data.folders.file_tree import HIDDEN, SPECIAL, Tree, TreeBuilder, i
 from fewstep.data.folders.folder import Wanted, tree_images
 from fewstep.data.folders.label_table import LABEL_COLUMNS
 from fewstep.data.folders.records import check_rules, number_labels, record_layout
+from fewstep.data.folders.splits import NUMBER, SPLIT, split_kind
 
 FORM = "webdataset:PATTERN"
 TAR = ".tar"
 BRACES = re.compile(r"\{([^{}]+)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
-NUMBER = re.compile(r"[-_.]?\d+([-_.]of[-_.]\d+)?$")
 LABEL_SUFFIXES = (".cls", ".json")  # the first that a sample has counts
 SOURCE = "labels of .cls or .json"
 
@@ -120,9 +120,14 @@ def read_shards(shards: list[Path]) -> tuple[Tree, dict[str, int | str]]:
 
 
 def split_name(shard: str) -> str:
-    """The words that may name a shard's split: its first folder, or its name without the number."""
+    """The first folder of a shard that names a split, or else its own name without the number.
+
+    Names like set-train count after those like train. If none names a split, it is the first.
+    """
     path = PurePosixPath(shard)
-    return path.parts[0] if len(path.parts) > 1 else NUMBER.sub("", path.stem) or "shards"
+    names = [*path.parts[:-1], NUMBER.sub("", path.stem)]
+    found = [*filter(split_kind, names), *filter(SPLIT.fullmatch, names)]
+    return next(iter(found), names[0] or "shards")
 
 
 def _samples(shard: Path, tree: Tree, name: str) -> Iterator[dict[str, Place]]:

@@ -44,8 +44,11 @@ ANY_CLASSES = 2**31 - 1  # the classes are those of the labels, which are known 
 LOG_VARIANCE_RANGE = (-30.0, 20.0)  # as autoencoders clamp them
 
 
-def latent_set(path: str, posterior: str = "") -> Undecoded | Dataset:
-    """The latents under `path`. posterior: one of POSTERIORS; "" is what the form of files says.
+def latent_set(path: str, posterior: str = "", writable: bool = True) -> Undecoded | Dataset:
+    """The latents under `path`.
+
+    posterior: one of POSTERIORS; "" is what the form of files says. writable: whether the folder
+    may get the new stamps of files that were copied (prepared.py).
 
     Raises FileNotFoundError if the folder is missing, and ValueError if it has no latents, or those
     of several forms.
@@ -57,7 +60,7 @@ def latent_set(path: str, posterior: str = "") -> Undecoded | Dataset:
         )
     name = f"latents:{folder.name}"
     if (folder / PREPARED).exists():
-        return prepared_latents(folder, name, posterior)
+        return prepared_latents(folder, name, posterior, writable)
     found, rest = read_folder(folder)
     chosen = posterior or found.posterior
     first = stored(read_one(found, 0, folder), chosen, found.place(0))
@@ -106,7 +109,19 @@ def read_folder(folder: Path) -> tuple[LatentFiles, list[str]]:
         )
     (suffix,) = suffixes
     own = [name for name in latents if Path(name).suffix == suffix]
+    check_not_above(folder, names, own)
     return FORMS[suffix](folder, own), [name for name in latents if Path(name).suffix != suffix]
+
+
+def check_not_above(folder: Path, names: Sequence[str], latents: Sequence[str]) -> None:
+    """Raises ValueError if labels or statistics of latents lie deeper, where they are not read."""
+    for name in names:
+        inside, _, file = name.rpartition("/")
+        if file in BESIDE and inside and any(each.startswith(f"{inside}/") for each in latents):
+            raise ValueError(
+                f"{folder / name} is read only with the folder that it lies in; give "
+                f"latents:{folder / inside}"
+            )
 
 
 def read_one(files: LatentFiles, number: int, folder: Path) -> Latent:

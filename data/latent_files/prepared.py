@@ -3,17 +3,29 @@
     FOLDER/manifest.json, FOLDER/train_images*.npy, ...    as data/encoded.py writes them
     FOLDER/codec.json                                      the identity of their codec
 
-They are read where they lie.
+They are read where they lie. If they were copied, which changes the times of files, they are hashed
+once, and the manifest gets the new stamps.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fewstep.data.arrays.array_cache import REMEDY, open_dataset
+from fewstep.data.arrays.array_cache import REMEDY, is_unchanged_split, open_dataset
 from fewstep.data.arrays.dataset import Dataset, Posteriors
-from fewstep.data.arrays.manifest import MANIFEST, DamagedError, read_manifest
+from fewstep.data.arrays.files import claimed
+from fewstep.data.arrays.manifest import (
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    Record,
+    read_manifest,
+    write_manifest,
+)
+from fewstep.data.arrays.missing_shards import note_hashed_again
 from fewstep.data.arrays.shards import Source, verify_split
 from fewstep.data.arrays.undecoded import Undecoded, manifest_header, split_files
 from fewstep.data.encoded import CODEC
@@ -22,8 +34,11 @@ PREPARED = MANIFEST
 RANK = 5  # of a posterior: views, moments, height, width, channels
 
 
-def prepared_latents(folder: Path, name: str, posterior: str) -> Dataset:
-    """The latents in a folder of --mode=prepare. Raises ValueError if they are damaged."""
+def prepared_latents(folder: Path, name: str, posterior: str, writable: bool = True) -> Dataset:
+    """The latents in a folder of --mode=prepare. Raises ValueError if they are damaged.
+
+    writable: whether the manifest may get the stamps of files that were copied.
+    """
     if posterior:
         raise ValueError(
             f"{folder} says what its latents are; leave data.posterior={posterior} out"
@@ -51,18 +66,44 @@ def prepared_latents(folder: Path, name: str, posterior: str) -> Dataset:
     )
     try:
         header = manifest_header(data, folder) | {"folder": folder_then}  # it may have moved
-        manifest = read_manifest(folder / MANIFEST, header)
-        records = {
-            split: verify_split(split_files(data, folder, split, record), record)
-            for split, record in manifest.splits.items()
-        }
-        dataset = open_dataset(data, folder, records)
+        dataset = open_dataset(data, folder, verified_records(data, folder, header, writable))
     except DamagedError as error:
         raise ValueError(f"{error}; {REMEDY}") from error
     found = len(classes) or int(dataset.train.labels.max(initial=-1)) + 1
     return dataset._replace(
         num_classes=found, moments=Posteriors(dataset.train.images, read_codec(folder))
     )
+
+
+def verified_records(
+    data: Undecoded, folder: Path, header: Mapping[str, Any], writable: bool
+) -> Mapping[str, Record]:
+    """Records of the splits; hashes files whose stamps have changed, and keeps the new stamps.
+
+    One process hashes them, and the others wait for its stamps. Raises DamagedError.
+    """
+    splits = read_manifest(folder / MANIFEST, header).splits
+    if all(is_unchanged_split(data, folder, *item) for item in splits.items()):
+        return splits
+    if not writable:
+        return verify_splits(data, folder, splits)
+    with claimed(folder):
+        found = read_manifest(folder / MANIFEST, header)  # again: another process may have hashed
+        splits = verify_splits(data, folder, found.splits)
+        if splits != found.splits:
+            try:
+                write_manifest(folder / MANIFEST, header, Manifest(splits, found.unfinished))
+            except OSError as error:
+                note_hashed_again(folder, error)
+    return splits
+
+
+def verify_splits(data: Undecoded, folder: Path, splits: Mapping[str, Record]) -> dict[str, Record]:
+    """Records with fresh hashes of the files whose stamps have changed. Raises DamagedError."""
+    return {
+        split: verify_split(split_files(data, folder, split, record), record)
+        for split, record in splits.items()
+    }
 
 
 def read_codec(folder: Path) -> dict[str, str]:

@@ -1,10 +1,19 @@
 """Latents that other programs have made: every form is read, and nothing wrong is."""
 
+import errno
+import json
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 from fewstep import data
+from fewstep.data.arrays import shards
 from fewstep.data.encoded import Encoder, prepare_latents
+from fewstep.data.latent_files import prepared as prepared_files
 from fewstep.data.latent_files.files import list_files
 from fewstep.training.encoding import encode_dataset
 from fewstep.training.latent_sets import picture_shape
@@ -66,6 +75,20 @@ def test_what_is_damaged_or_something_else_is_refused(name, tmp_path):
         use(tmp_path / "given", tmp_path, fields)
 
 
+@pytest.mark.parametrize(
+    ("form", "file"), [("numpy", "dataset.json"), ("shards", "latents_stats.pt")]
+)
+def test_a_folder_above_that_of_the_latents_is_refused(form, file, tmp_path):
+    above = tmp_path / "given"
+    inner = fixtures.FORMS[form](above / "vae-sd")
+    (above / "images/00000").mkdir(parents=True)
+    (above / "images/dataset.json").write_text('{"labels": null}')  # of pictures that lie beside
+    with pytest.raises(ValueError, match=f"{inner / file} is read only .*; give latents:{inner}$"):
+        load(above, tmp_path)
+    shutil.move(above / "images", inner)
+    assert load(inner, tmp_path).num_classes == 3
+
+
 def test_links_to_folders_above_are_not_followed(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "given" / name).mkdir(parents=True)
@@ -111,3 +134,70 @@ def test_prepared_latents_are_a_data_set_where_they_lie(prepared, tmp_path):
     (moved / "manifest.json").write_text("{}")
     with pytest.raises(ValueError, match=r"manifest.json is damaged"):
         load(moved, tmp_path)
+
+
+@pytest.fixture
+def copied(prepared, tmp_path):
+    """A copy of prepared latents, whose files have other times."""
+    copy = tmp_path / "copy"
+    shutil.copytree(prepared[0], copy, copy_function=shutil.copyfile)
+    for file in copy.glob("*.npy"):
+        os.utime(file, (1, 1))
+    return copy
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """What is hashed, by the descriptions of the progress bars."""
+    found, own = [], shards.images_sha256
+
+    def images_sha256(images, description):
+        found.append(description)
+        time.sleep(0.2)  # until all threads have come
+        return own(images, description)
+
+    monkeypatch.setattr(shards, "images_sha256", images_sha256)
+    return found
+
+
+def test_copied_latents_are_hashed_once(copied, hashed, tmp_path):
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(lambda _: load(copied, tmp_path / "unused"), range(3)))
+    assert hashed == ["hashing latents:copy train"]
+    again = load(copied, tmp_path / "unused")
+    assert len(hashed) == 1 and again.identity == found[0].identity
+    shutil.move(copied, tmp_path / "moved")
+    load(tmp_path / "moved", tmp_path / "unused")
+    assert len(hashed) == 1
+
+
+def test_copies_that_cannot_be_written_to_are_hashed_at_every_start(
+    copied, hashed, tmp_path, monkeypatch, capsys
+):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    before = (copied / "manifest.json").read_bytes()
+    monkeypatch.setattr(prepared_files, "write_manifest", refuse)
+    load(copied, tmp_path)
+    load(copied, tmp_path)
+    assert len(hashed) == 2 and (copied / "manifest.json").read_bytes() == before
+    said = f"{copied} cannot be written to (Read-only file system), so its arrays are hashed at"
+    assert said in capsys.readouterr().err
+
+
+def test_what_only_reads_writes_no_stamps(copied, hashed, tmp_path):
+    before = {file.name: file.stat().st_mtime_ns for file in copied.iterdir()}
+    selection = data.Selection(f"latents:{copied}", data_dir=str(tmp_path))
+    data.load_selection(selection, writable=False)
+    assert len(hashed) == 1
+    assert {file.name: file.stat().st_mtime_ns for file in copied.iterdir()} == before
+
+
+def test_damaged_copies_keep_their_manifest(copied, tmp_path):
+    images = np.load(copied / "train_images.npy")
+    np.save(copied / "train_images.npy", images + 1)
+    before = json.loads((copied / "manifest.json").read_bytes())
+    with pytest.raises(ValueError, match=r"train_images.npy holds other images than were decoded"):
+        load(copied, tmp_path)
+    assert json.loads((copied / "manifest.json").read_bytes()) == before

@@ -115,6 +115,12 @@ def test_rows_have_the_classes_of_their_column(save, load, capsys):
     assert f"hf:{root}: labels of column label; validation/ is held out; test/ is passed" in said
 
 
+def test_a_name_that_is_no_split_is_refused_beside_train(save, load):
+    rows = {"image": images(1), "label": [0]}
+    with pytest.raises(ValueError, match="has train/ beside unsupervised/, which is not a split"):
+        load(save(NAMED, {"train": rows, "unsupervised": rows}))
+
+
 def test_other_columns_of_labels(save, load):
     one = save({"img": Image(), "kind": ClassLabel(["a"])}, {"": {"img": images(1), "kind": [0]}})
     assert load(one).classes == ("a",)

@@ -71,6 +71,19 @@ def test_splits_are_named_by_folders_or_shards(tmp_path, load, form):
     assert levels(alone.train) == [(2, 0)] and alone.test is None
 
 
+@pytest.mark.parametrize(
+    "form", ["part0/{}-000.tar", "part0/set-{}-000.tar", "of-{}/{}/000.tar", "p/q/{}/000.tar"]
+)
+def test_splits_are_found_at_any_depth(tmp_path, load, form):
+    for level, split in enumerate(("train", "test"), 1):
+        write(tmp_path / "s" / form.format(split, split), {"a.png": level, "a.cls": "0"})
+    second = form.format("train", "train").replace("000", "001")
+    write(tmp_path / "s" / second, {"b.png": 3, "b.cls": "0"})
+    write(tmp_path / "s" / "val/000.tar", {"a.png": 4, "a.cls": "0"})
+    loaded = load(tmp_path / "s")
+    assert levels(loaded.train) == [(1, 0), (3, 0)] and levels(loaded.test) == [(2, 0)]
+
+
 def cut(path, count):
     path.write_bytes(path.read_bytes()[:count])
 
@@ -129,8 +142,12 @@ def test_unreadable_images_are_left_out_up_to_a_number(tmp_path, load, capsys):
 
 def test_patterns_are_those_of_a_shell():
     assert expand_braces("a{08..10}{x,y}") == [f"a{n}{c}" for n in ("08", "09", "10") for c in "xy"]
-    assert [split_name(n) for n in ("val/0.tar", "set-train-00-of-12.tar", "0.tar")] == [
-        "val",
-        "set-train",
-        "shards",
-    ]
+    names = {
+        "val/0.tar": "val",
+        "set-train-00-of-12.tar": "set-train",
+        "0.tar": "shards",
+        "part0/x/0.tar": "part0",
+        "my_test/train-0.tar": "train",
+        "part0/set-test-0.tar": "set-test",
+    }
+    assert {name: split_name(name) for name in names} == names
