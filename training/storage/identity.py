@@ -56,6 +56,15 @@ CHANGEABLE = (
     "data.unreadable",  # the data's identity shows which images were left out
 )
 DECODING = "data.decoding"
+# Of these, what an evaluation during training measures, so what its curve compares.
+MEASURING = (
+    "evaluate.features",
+    "evaluate.weights",
+    "evaluate.reference",
+    "evaluate.num_samples",
+    "evaluate.guidance_scale",
+    "ema.sample_with",
+)
 
 Plain = Mapping[str, Any]
 
@@ -299,6 +308,17 @@ def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[D
     return differences(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))
     )
+
+
+def changed_measures(old: Plain, new: Plain) -> list[str]:
+    """The fields of MEASURING, with both values, in which two configs differ.
+
+    Empty if the old one does not evaluate during training, since it has no curve.
+    """
+    old, new = (flatten_fields(plain_fields(fill_missing_fields(config))) for config in (old, new))
+    if not old["evaluate.every"]:
+        return []
+    return differing_fields(*({name: config[name] for name in MEASURING} for config in (old, new)))
 
 
 def differing_fields(old: Plain, new: Plain) -> list[str]:

@@ -118,6 +118,7 @@ def record_start(workdir: Path, now: Identity, files: Sequence[File]) -> Identit
                 f"{workdir} was made by a version that recorded no run id; it gets one now, with a "
                 "record of its present data and teacher"
             )
+        warn_of_measures(workdir, before.config, now.config)
         now = before._replace(
             id=before.id or now.id,
             config=now.config,
@@ -132,6 +133,17 @@ def record_start(workdir: Path, now: Identity, files: Sequence[File]) -> Identit
     write_json(workdir / CONFIG, now.config)
     record_environment(workdir)
     return now
+
+
+def warn_of_measures(workdir: Path, before: Plain, now: Plain) -> None:
+    """Warn if the evaluations of a run's curve were measured otherwise than those to come."""
+    changed = identity.changed_measures(before, now)
+    if changed and restore.has_checkpoint(workdir):
+        warn(
+            f"{workdir} goes on with {'; '.join(changed)}: its curves, and checkpoint.keep_best, "
+            "compare evaluations that are not alike. Keep the values, and measure by others with "
+            "--mode=evaluate"
+        )
 
 
 def gives_way(before: Identity, now: Identity, workdir: Path, files: Sequence[File] = ()) -> bool:

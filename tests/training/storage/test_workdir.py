@@ -65,6 +65,21 @@ def test_only_what_leaves_the_run_the_same_may_change(tmp_path, request):
     assert workdir.load_config(tmp_path).optimizer.learning_rate == 1e-3
 
 
+def test_a_run_that_is_measured_otherwise_says_that_its_curve_mixes(tmp_path, request, capsys):
+    measured = {"evaluate.every": 5, "evaluate.num_samples": 100}
+    workdir.start_run(tmp_path / "run", small_config(**measured))
+    workdir.start_run(tmp_path / "no_curve", small_config())
+    request.getfixturevalue("saved")
+    workdir.start_run(tmp_path / "run", small_config(**measured, **{"evaluate.batch_size": 10}))
+    workdir.start_run(tmp_path / "no_curve", small_config(**measured))
+    assert capsys.readouterr().err == ""
+    workdir.start_run(tmp_path / "run", small_config(**measured | {"evaluate.num_samples": 200}))
+    assert (
+        "evaluate.num_samples (100 there, 200 now): its curves, and checkpoint.keep_best, compare "
+        "evaluations that are not alike"
+    ) in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize(
     ("method", "fields", "changeable"),
     [
