@@ -71,6 +71,8 @@ def position_table(rows: int, columns: int, width: int) -> np.ndarray:
 
 ATTENTIONS = ("xla", "cudnn", "chunked", "auto")
 QUERIES = 16  # per chunk: keeps few attention weights in memory, and the loop short
+# Compute capability of Ampere, the first GPUs that cuDNN fuses attention on.
+FUSING_CAPABILITY = (8, 0)
 
 
 def attention_implementation(name: str, dtype: str) -> str:
@@ -80,13 +82,22 @@ def attention_implementation(name: str, dtype: str) -> str:
     dtype allow it, else "xla". The fused kernels have no forward-mode derivative, which
     continuous-time consistency models need. Raises ValueError for "cudnn" if it is not possible.
     """
-    usable = jax.default_backend() == "gpu" and dtype == "bfloat16"
+    device = jax.local_devices()[0]
+    usable = has_fused_attention(device) and dtype == "bfloat16"
     if name == "cudnn" and not usable:
         raise ValueError(
-            f"attention=cudnn needs a GPU and dtype=bfloat16, not {jax.default_backend()} and "
-            f"{dtype}; use attention=auto, which takes xla elsewhere"
+            "attention=cudnn needs a GPU with CUDA and compute capability 8.0 or more (Ampere), "
+            f"and dtype=bfloat16, not {device.device_kind} and {dtype}; use attention=auto, which "
+            "takes xla elsewhere"
         )
     return "cudnn" if usable and name in ("cudnn", "auto") else name.replace("auto", "xla")
+
+
+def has_fused_attention(device: jax.Device) -> bool:
+    """Whether cuDNN has fused attention for a device: a GPU with CUDA, not ROCm, and not older."""
+    if device.platform != "gpu" or "cuda" not in device.client.platform_version:
+        return False
+    return tuple(map(int, device.compute_capability.split("."))) >= FUSING_CAPABILITY
 
 
 def chunked_attention(query: Array, key: Array, value: Array, scale: float) -> Array:

@@ -37,6 +37,7 @@ from fewstep.models.unet import (
 from fewstep.models.unet_blocks import Style, pointwise
 
 FOURIER_SCALE = 16.0  # deviation of NCSN++'s random frequencies, Song et al. 2021
+FREQUENCIES = "frequencies"  # name of the parameters that have no gradient
 
 xavier = nn.initializers.variance_scaling
 
@@ -82,7 +83,8 @@ def song_unet(
     shape, num_classes, second_time, guidance_input, guidance_interval, loss_weight: as for
         `models.dit.dit`.
     variant: a key of VARIANTS. "ncsnpp" has random frequencies of time, smoother resampling, and
-        adds the halved image to each level. The frequencies are parameters without a gradient.
+        adds the halved image to each level. The frequencies are parameters without a gradient,
+        which optimizers leave as they are (training/optimizer.py).
     width: channels of the first convolution, a multiple of 32 (of 4 if no layer has more than 128).
     multipliers: channels of each level over width; sides halve between levels.
     depth: residual blocks of a level; the decoder has one more.
@@ -143,7 +145,7 @@ class SongMapping(nn.Module):
         half = self.features // 2
         if not self.fourier:
             return jnp.asarray(time_frequencies(half, half - 1))
-        drawn = self.param("frequencies", nn.initializers.normal(FOURIER_SCALE), (half,))
+        drawn = self.param(FREQUENCIES, nn.initializers.normal(FOURIER_SCALE), (half,))
         return 2.0 * np.float32(np.pi) * jax.lax.stop_gradient(drawn)
 
 

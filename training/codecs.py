@@ -4,7 +4,8 @@ Its parameters are found by codec_weights.py.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -15,10 +16,14 @@ from fewstep.latents.codec import Codec, Params, Shape
 from fewstep.latents.scaling import Scaling, scaled
 from fewstep.training.codec_weights import image_shape, load_codec, named_codec
 
-# Pixels that a device encodes or decodes at once.
-CPU_PIXELS, PIXELS = 2**17, 2**22
-MOST_ROWS = 256
+# Pixels that a device encodes or decodes at once: 4 images of 256 x 256, or one on CPUs. The
+# decoder of Stable Diffusion takes 224 MiB for each, so 0.9 GiB beside the state of a run, and 0.6
+# TFLOP for each, so few images keep an accelerator busy.
+CPU_PIXELS, PIXELS = 2**16, 2**18
+# Of small images. Eight devices then take the 512 views of 256 images, which are encoded together.
+MOST_ROWS = 64
 ANY_SIDE = 256  # that all codecs divide
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # in the errors of XLA if the memory is not enough
 
 # Functions of (parameters, rows) on devices, and of rows on the host.
 Apply = Callable[[Params, jax.Array], jax.Array]
@@ -80,13 +85,16 @@ def on_first_call(function: Apply, params: Callable[[], Params], shape: Shape) -
 def on_this_host(function: Apply, params: Params, shape: Shape) -> HostFunction:
     """`function(params, .)` of any number of rows, in batches of one size over this host's devices.
 
-    shape: of a picture, by whose size the batch is chosen.
+    The size depends on the pictures and devices alone. So one program computes every row, and its
+    bits do not depend on the number of rows. shape: of a picture.
+
+    The function raises ValueError if the memory of the devices is not enough.
     """
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("rows",))
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("rows",), ()))
-    pixels = CPU_PIXELS if devices[0].platform == "cpu" else PIXELS
-    count = min(max(pixels // (shape[0] * shape[1]), 1), MOST_ROWS) * len(devices)
+    each = rows_at_once(shape, devices[0].platform)
+    count = each * len(devices)
     compiled = jax.jit(function, in_shardings=(whole, split), out_shardings=split)
     params = jax.device_put(params, whole)
 
@@ -94,7 +102,32 @@ def on_this_host(function: Apply, params: Params, shape: Shape) -> HostFunction:
         made = []
         for start in range(0, len(rows), count):
             batch = rows[np.arange(start, start + count) % len(rows)]
-            made.append(np.asarray(compiled(params, jax.device_put(batch, split))))
+            with codec_memory_in_words(each, shape):
+                made.append(np.asarray(compiled(params, jax.device_put(batch, split))))
         return np.concatenate(made)[: len(rows)]
 
     return apply
+
+
+def rows_at_once(shape: Shape, platform: str) -> int:
+    """The pictures of a shape that a device encodes or decodes at once."""
+    pixels = CPU_PIXELS if platform == "cpu" else PIXELS
+    return min(max(pixels // (shape[0] * shape[1]), 1), MOST_ROWS)
+
+
+@contextmanager
+def codec_memory_in_words(rows: int, shape: Shape) -> Iterator[None]:
+    """Raises ValueError that names the codec in place of XLA's error if the memory was too little.
+
+    rows: pictures that each device computes at once. shape: of one.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if EXHAUSTED not in str(error):
+            raise
+        raise ValueError(
+            f"the memory of the devices is not enough for the codec ({str(error).splitlines()[0]}),"
+            f" which computes {rows} picture(s) of {shape[0]} x {shape[1]} pixels at once on each; "
+            "set a smaller model.size or data.image_size, or a larger mesh.fsdp"
+        ) from error

@@ -1,5 +1,6 @@
 """Optimizers and learning-rate schedules, all from optax."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -9,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.tree_util import tree_map_with_path
 
+from fewstep.models.song_unet import FREQUENCIES
 from fewstep.training.spikes import skip_spikes
-from fewstep.training.trees import leaves_by_path, put_leaves
+from fewstep.training.trees import keystr, leaves_by_path, put_leaves
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda rate, steps: optax.constant_schedule(rate),
@@ -28,6 +31,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 COUNT = "count"  # of the updates in an optimizer's moments
 # Names of the parts of an optimizer with heads: all but the heads, and the prefix of each head.
 BODY, HEAD = "network", "head_"
+# Matches paths of parameters that have no gradient and stay as they are.
+FIXED = rf"(^|/){FREQUENCIES}$"
 
 
 class Continuation(NamedTuple):
@@ -127,7 +132,7 @@ def build_optimizer(
     cosine and linear end at 0. Every stage starts the rate anew.
 
     starts: first update of each stage, [0, ...]. clip_norm: largest global gradient norm; 0 never
-    clips. weight_decay: decoupled, on all parameters; adamw only.
+    clips. weight_decay: decoupled, on all parameters but FIXED ones; adamw only.
     spike_factor: skips an update whose loss or gradient norm lies more than this many standard
     deviations above the mean of the last `spike_window` (training/spikes.py); 0 never skips.
     spike_cap: a run ends after more skipped updates than this in a stage.
@@ -164,6 +169,7 @@ def build_optimizer(
         }
         transforms[BODY] = transform
         transform = optax.partition(transforms, partial(part_names, heads=heads))
+    transform = hold_fixed(transform)
     if spike_factor:
         transform = skip_spikes(transform, spike_factor, spike_window)
     return Optimizer(transform, rate, spike_factor, spike_cap)
@@ -172,6 +178,27 @@ def build_optimizer(
 def part_names(params: Mapping[str, Any], heads: Iterable[str]) -> dict[str, str]:
     """The part, a head or BODY, that each entry of a network's parameters belongs to."""
     return {name: HEAD + name if name in heads else BODY for name in params}
+
+
+def hold_fixed(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`inner` with zero updates of FIXED parameters, which weight decay would shrink.
+
+    A mask of optax would change the structure of the state, and so that of checkpoints.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        gradient: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+        updates, state = inner.update(gradient, state, params, **extra)
+        return tree_map_with_path(zero_if_fixed, updates), state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def zero_if_fixed(path: tuple, leaf: Array) -> Array:
+    """Zeros for a FIXED parameter, else the leaf."""
+    return jnp.zeros_like(leaf) if re.search(FIXED, keystr(path)) else leaf
 
 
 def transform_and_rate(

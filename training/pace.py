@@ -39,8 +39,9 @@ FIRST_STEPS, FIRST_SECONDS, LEAST_FIRST = 10, 10.0, 3
 class Pace:
     """The times of the steps since the last row.
 
-    least_seconds: time of a step at the devices' peak (training/cost/step_cost.py), None if
-    unknown. unfinished: `unfinished_row` of an earlier start that made the row's first steps.
+    least_seconds: time of a step without recomputation at the devices' peak
+    (training/cost/step_cost.py), None if unknown. unfinished: `unfinished_row` of an earlier start
+    that made the row's first steps.
     """
 
     def __init__(

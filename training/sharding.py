@@ -86,10 +86,14 @@ def slice_mesh_sizes(size: int, count: int, fsdp: int, fsdp_across_slices: bool)
 def device_grid(
     slices: Sequence[Sequence[jax.Device]], data: int, fsdp: int, fsdp_across_slices: bool
 ) -> np.ndarray:
-    """The devices as an array [data, fsdp]; rows of one slice are neighbours.
+    """The devices as an array [data, fsdp]; rows of one slice are neighbours, by process.
 
-    So the rows of a batch lie in the order of the processes that read them. Raises ValueError for
-    slices of different sizes, or if fsdp spans slices without fsdp_across_slices.
+    So the rows of a batch lie in the order of the processes that read them, if each row of devices
+    belongs to one process. Where fsdp spans processes of a TPU slice, the links between chips
+    decide, and the batch may have the same rows in another order.
+
+    Raises ValueError for slices of different sizes, or if fsdp spans slices without
+    fsdp_across_slices.
     """
     size = len(slices[0])
     if any(len(own) != size for own in slices):
@@ -100,7 +104,16 @@ def device_grid(
     inside = slice_mesh_sizes(size, len(slices), fsdp, fsdp_across_slices)
     # jax.make_mesh knows the physical links inside a slice, and refuses several slices.
     grids = [jax.make_mesh(inside, AXES, devices=own).devices for own in slices]
-    return np.concatenate(grids, axis=0).reshape(data, fsdp)
+    return np.concatenate([*map(sort_rows, grids)], axis=0).reshape(data, fsdp)
+
+
+def sort_rows(grid: np.ndarray) -> np.ndarray:
+    """The rows of devices of a grid in the order of their processes.
+
+    Rows and columns keep their devices, so collectives stay in the same groups.
+    """
+    first = [min(device.process_index for device in row) for row in grid]
+    return grid[np.argsort(first, kind="stable")]
 
 
 def describe_topology() -> str:

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -342,11 +344,49 @@ def test_auto_attention_is_xla_without_a_gpu_and_cudnn_is_refused(random_params)
         dit(**FIELDS, dtype="bfloat16", attention="cudnn")
 
 
-def test_fused_attention_is_taken_on_gpus_in_bfloat16(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+@pytest.fixture
+def device(monkeypatch):
+    """Makes this process's device one of a platform version and compute capability."""
+
+    def make(version, capability="", platform="gpu"):
+        fake = SimpleNamespace(
+            platform=platform,
+            device_kind=f"fake {capability}",
+            client=SimpleNamespace(platform_version=version),
+            compute_capability=capability,
+        )
+        monkeypatch.setattr(jax, "local_devices", lambda: [fake])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("version", "capability", "fused"),
+    [
+        ("PJRT C API\ncuda 12090", "8.0", True),
+        ("PJRT C API\ncuda 12090", "12.0", True),
+        ("PJRT C API\ncuda 12090", "7.5", False),  # T4
+        ("PJRT C API\nrocm 60300", "gfx90a", False),
+    ],
+)
+def test_fused_attention_is_taken_on_gpus_that_have_it(device, version, capability, fused):
+    device(version, capability)
+    assert attention_implementation("auto", "bfloat16") == ("cudnn" if fused else "xla")
+    if not fused:
+        with pytest.raises(ValueError, match=rf"CUDA .* 8\.0 .* not fake {capability} and bfl"):
+            attention_implementation("cudnn", "bfloat16")
+
+
+def test_fused_attention_is_not_for_tpus(device):
+    device("cuda in a name", "8.0", platform="tpu")
+    assert attention_implementation("auto", "bfloat16") == "xla"
+
+
+def test_fused_attention_is_taken_in_bfloat16(device):
+    device("cuda 12090", "9.0")
     assert attention_implementation("auto", "bfloat16") == "cudnn"
     assert attention_implementation("cudnn", "bfloat16") == "cudnn"
     assert attention_implementation("xla", "bfloat16") == "xla"
     assert attention_implementation("auto", "float32") == "xla"
-    with pytest.raises(ValueError, match="not gpu and float32"):
+    with pytest.raises(ValueError, match=r"not fake 9\.0 and float32"):
         attention_implementation("cudnn", "float32")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset
+from fewstep.data.arrays.shards import CHUNK
 from fewstep.data.encoded import with_latents
 from fewstep.files import write_npz
 from fewstep.models import codecs as CODECS
@@ -15,7 +16,12 @@ from fewstep.models.tiny_autoencoder import tiny_autoencoder
 from fewstep.training import codec_weights as WEIGHTS
 from fewstep.training import encoding as ENCODING
 from fewstep.training.codec_weights import load_codec, load_same_codec
-from fewstep.training.codecs import network_decoder, network_encoder
+from fewstep.training.codecs import (
+    network_decoder,
+    network_encoder,
+    on_this_host,
+    rows_at_once,
+)
 from fewstep.training.encoding import dataset_encoder as encoder
 from fewstep.training.encoding import encode_dataset
 from fewstep.training.experiment import build
@@ -165,6 +171,45 @@ def test_rows_are_made_in_batches_of_one_size(config, dataset, monkeypatch):
     monkeypatch.setattr("fewstep.training.codecs.CPU_PIXELS", 64)
     by_ones = network_encoder(resolved)(dataset.train.images[:19])
     np.testing.assert_allclose(by_ones, whole[:19], atol=1e-5)
+
+
+def test_a_batch_is_small_and_as_small_images_are_encoded():
+    # The decoder of Stable Diffusion needs 224 MiB for each image of 256 x 256.
+    assert 0.224 * rows_at_once((256, 256, 3), "gpu") < 1.0
+    assert rows_at_once((256, 256, 3), "cpu") == 1
+    assert rows_at_once((1024, 1024, 3), "tpu") == 1
+    # Both views of 256 images, on eight devices.
+    assert rows_at_once((32, 32, 3), "tpu") == rows_at_once((8, 8, 1), "cpu") == 2 * CHUNK / 8
+
+
+def test_a_number_of_rows_neither_compiles_anew_nor_changes_bits():
+    compiled = []
+
+    def encode(params, rows):
+        compiled.append(rows.shape)
+        return rows * params
+
+    shape = (128, 256, 3)  # two for each of 8 CPU devices
+    apply = on_this_host(encode, np.float32(0.5), shape)
+    rows = np.random.default_rng(0).normal(size=(19, *shape)).astype(np.float32)
+    for count in (1, 16, 19):
+        np.testing.assert_array_equal(apply(rows[:count]), 0.5 * rows[:count])
+    assert compiled == [(2 * 8, *shape)]
+
+
+def test_memory_that_is_not_enough_names_the_codec(monkeypatch):
+    def fail(text):
+        def encode(params, rows):
+            raise jax.errors.JaxRuntimeError(text)
+
+        return on_this_host(encode, np.float32(0.5), (8, 16, 1))
+
+    rows = np.zeros((3, 8, 16, 1), np.float32)
+    words = r"codec \(RESOURCE_EXHAUSTED: 9 GiB\), which computes 64 .* of 8 x 16 pixels"
+    with pytest.raises(ValueError, match=words):
+        fail("RESOURCE_EXHAUSTED: 9 GiB\nstack")(rows)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no kernel"):
+        fail("INTERNAL: no kernel")(rows)
 
 
 def test_identities_differ_by_codec(config, dataset, tmp_path):

@@ -12,7 +12,9 @@ from fewstep.training.optimizer import (
     build_optimizer,
     restart_optimizer,
 )
+from fewstep.training.trees import leaves_by_path
 from tests.training.runs import small_config
+from tests.unets import small_unet
 
 FIELDS = {
     "name": "adamw",
@@ -55,6 +57,22 @@ def test_adamw_s_first_update_in_numpy():
     np.testing.assert_allclose(one_update(gradient), [-0.1, 0.1], rtol=1e-5)
     decayed = one_update(gradient, weight_decay=0.5)
     np.testing.assert_allclose(decayed, [-0.1 - 0.1 * 0.5 * 2.0, 0.1 + 0.1 * 0.5], rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [{}, {"heads": {"judge": {"weight_decay": 0.3}}}])
+def test_frequencies_without_a_gradient_stay_and_the_state_is_that_of_optax(fields):
+    network, params, _ = small_unet("song_unet", "ncsnpp")
+    params = {**params, "judge": {"kernel": jnp.ones(2)}}
+    fields = FIELDS | {"weight_decay": 0.5} | fields
+    transform = build_optimizer(**fields).transform
+    state = transform.init(params)
+    if "heads" not in fields:
+        theirs = optax.adamw(lambda count: 0.1, 0.9, 0.99, weight_decay=0.5)
+        assert jax.tree.structure(state) == jax.tree.structure(theirs.init(params))
+    updates, _ = transform.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    moved = {path for path, update in leaves_by_path(updates).items() if np.any(update)}
+    still = {path for path, leaf in leaves_by_path(params).items() if not np.any(leaf)}
+    assert leaves_by_path(params).keys() - moved - still == {"mapping/frequencies"}
 
 
 def test_gradients_are_clipped_by_their_global_norm():

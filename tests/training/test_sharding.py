@@ -150,7 +150,7 @@ def test_fused_attention_is_given_whole_images_on_one_mesh(monkeypatch):
         return mesh, plain, result.sharding, tuple(shape.sharding for shape in shapes)
 
     fused.def_partition(partition=partition, sharding_rule="b n h d, b m h d, b m h d -> b n h d")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("fewstep.models.layers.has_fused_attention", lambda device: True)
     monkeypatch.setattr(
         jax.nn,
         "dot_product_attention",
@@ -324,6 +324,43 @@ def test_data_spans_slices_and_fsdp_stays_inside_of_one_unless_asked():
             grid(three, *sizes)
     with pytest.raises(ValueError, match=r"have \[4, 2\] devices"):
         grid(devices[2:], 6, 1, False)
+
+
+@dataclass(frozen=True)
+class FakeChip(Fake):
+    """A chip of a TPU slice, whose place a mesh reads too."""
+
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
+
+
+def tpu_slice(kind, rows, columns, layers):
+    """The chips of a slice; hosts have 2 x 2 x 1 of them each."""
+    places = [(a, b, c) for c in range(layers) for b in range(columns) for a in range(rows)]
+    host = lambda a, b, c: a // 2 + rows // 2 * (b // 2 + columns // 2 * c)
+    return [FakeChip(i, host(*at), 0, "tpu", kind, at) for i, at in enumerate(places)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "sizes"),
+    [("TPU v4", (2, 2, 4), sizes) for sizes in ((16, 1), (8, 2), (4, 4))]
+    + [("TPU v5 lite", (4, 4, 1), sizes) for sizes in ((16, 1), (8, 2))]
+    + [("TPU v5", (4, 4, 4), (64, 1))],
+)
+def test_rows_of_a_tpu_slice_lie_in_the_order_of_their_processes(kind, shape, sizes):
+    chips = tpu_slice(kind, *shape)
+    found = device_grid(group_by_slice(chips), *sizes, False)
+    read = [chip.process_index for chip in found.flat]
+    assert read == sorted(read)
+    linked = jax.make_mesh(sizes, AXES, devices=chips).devices
+    groups = lambda grid: {frozenset(chip.id for chip in group) for group in grid}
+    assert groups(found) == groups(linked) and groups(found.T) == groups(linked.T)
+
+
+def test_fsdp_over_processes_of_a_tpu_slice_follows_the_links():
+    chips = tpu_slice("TPU v4", 2, 2, 4)
+    found = device_grid(group_by_slice(chips), 2, 8, False)
+    np.testing.assert_array_equal(found, jax.make_mesh((2, 8), AXES, devices=chips).devices)
 
 
 def test_batch_must_divide():

@@ -95,8 +95,8 @@ PART_OF_HOST = 4
 
 
 def accelerator_of(kind: str) -> Accelerator | None:
-    """The accelerator with this device_kind; None if it is unknown."""
-    return ACCELERATORS.get(KINDS.get(kind, ""))
+    """The accelerator of a device_kind, or of its name as in a plan; None if it is unknown."""
+    return ACCELERATORS.get(KINDS.get(kind, kind))
 
 
 class Target(NamedTuple):

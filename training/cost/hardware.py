@@ -16,8 +16,8 @@ GROUPS = Path("/sys/fs/cgroup")
 class Hardware(NamedTuple):
     """The devices of a run.
 
-    kind: device_kind. accelerated: whether they are no CPUs. room: bytes that a program can use on
-    each; None if unknown.
+    kind: device_kind, or the name of a planned accelerator. accelerated: whether they are no CPUs.
+    room: bytes that a program can use on each; None if unknown.
     """
 
     mesh: Mesh

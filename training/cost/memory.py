@@ -1,7 +1,9 @@
 """The memory that a training step needs on each device, before it is compiled, and what would fit.
 
 The arguments of a step are known exactly; its temporary arrays are estimated from its trace
-(training/cost/traced.py). Evaluations need less, since they keep nothing for a gradient.
+(training/cost/traced.py). Evaluations are not estimated. They keep nothing for a gradient, so
+sampling needs less for as many rows. A codec needs memory of its own: training/codecs.py says how
+many pictures it computes at once.
 """
 
 import math
@@ -14,6 +16,7 @@ from jax.stages import Traced
 from ml_collections import ConfigDict
 
 from fewstep.training.cluster.processes import warn
+from fewstep.training.codecs import EXHAUSTED
 from fewstep.training.cost.accelerators import GIB
 from fewstep.training.cost.compiled import StepInputs, device_bytes, step_inputs, traced_step
 from fewstep.training.cost.hardware import Hardware
@@ -26,7 +29,6 @@ from fewstep.training.networks import architecture
 # XLA's own figure (docs/planning.md); for other devices XLA may fuse more.
 CPU_MARGIN, MARGIN = 1.25, 2.0
 SPARE = 0.8  # share of the memory that a step may need for a value to be recommended or chosen
-EXHAUSTED = "RESOURCE_EXHAUSTED"  # in the errors of XLA
 FLOAT32_BYTES = 4  # CPUs compute products of bfloat16 in float32
 
 

@@ -31,9 +31,10 @@ Shapes = Any
 def step_flops(config: ConfigDict, experiment: Experiment) -> float:
     """FLOPs of a step's gradients, averaged over many steps.
 
-    A player that is updated every k-th step counts 1 / k times. Optimizers, a few operations per
-    parameter, do not count. A loop of known length counts in full, such as that of a path; one
-    whose length depends on the step counts as one iteration. Reads no teacher.
+    What `model.remat` computes again counts. A player that is updated every k-th step counts 1 / k
+    times. Optimizers, a few operations per parameter, do not count. A loop of known length counts
+    in full, such as that of a path; one whose length depends on the step counts as one iteration.
+    Reads no teacher.
     """
     experiment = unroll(config, experiment)
     objective = experiment.objective
@@ -149,19 +150,30 @@ def further_flops(program: Jaxpr) -> float:
 
 
 def least_seconds(config: ConfigDict, kind: str, devices: int) -> float | None:
-    """Seconds of a training step at the peak FLOP/s of `devices` devices of a kind (device_kind).
+    """Seconds of a training step at the peak FLOP/s of `devices` devices.
 
-    Divided by the measured seconds, this is the model FLOPs utilisation. None if the peak is
-    unknown, or if JAX has no CPU backend to count FLOPs with.
+    Divided by the measured seconds, this is the model FLOPs utilisation, so what `model.remat`
+    computes again does not count. kind: as in `accelerator_of`. None if the peak is unknown, or if
+    JAX has no CPU backend to count FLOPs with.
     """
     accelerator = accelerator_of(kind)
     if accelerator is None:
         return None
+    config = without_remat(config)
     try:
         count = step_flops(config, build(config))
     except NoCpuError:
         return None
     return count / (devices * accelerator.peak_flops(config.model.get("dtype", "float32")))
+
+
+def without_remat(config: ConfigDict) -> ConfigDict:
+    """The config of a network that keeps its activations."""
+    if not config.model.get("remat"):
+        return config
+    config = config.copy_and_resolve_references()
+    config.model.remat = False
+    return config
 
 
 def training_seconds(

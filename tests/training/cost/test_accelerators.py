@@ -59,5 +59,7 @@ def test_peaks_are_those_of_the_dtype():
 def test_every_kind_of_device_stands_for_an_accelerator_and_parts_of_one_do_not():
     assert set(KINDS.values()) == set(ACCELERATORS)
     assert accelerator_of("TPU v5 lite") is ACCELERATORS["v5e"]
+    for name, accelerator in ACCELERATORS.items():  # the kind of a plan
+        assert accelerator_of(name) is accelerator
     for other in ("cpu", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", ""):
         assert accelerator_of(other) is None

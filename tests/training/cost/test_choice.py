@@ -5,7 +5,7 @@ import pytest
 from fewstep.configs import digits, pictures
 from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.cost import choice
-from fewstep.training.cost.accelerators import GIB
+from fewstep.training.cost.accelerators import GIB, parse_target
 from fewstep.training.cost.choice import (
     CHOICES,
     DISPATCH_SECONDS,
@@ -15,7 +15,7 @@ from fewstep.training.cost.choice import (
     field_value,
     open_fields,
 )
-from fewstep.training.cost.hardware import Hardware
+from fewstep.training.cost.hardware import Hardware, planned_hardware
 from fewstep.training.cost.memory import SPARE, planned_memory, with_values
 from fewstep.training.networks import with_network_fields
 from tests.training.runs import small_config
@@ -153,3 +153,12 @@ def test_the_work_of_a_step_follows_from_network_batch_and_devices(capsys):
         "chosen for 1 device (NVIDIA H100 80GB HBM3) of 64.0 GiB: data.on_device=True, "
         "steps_per_dispatch=10"
     )
+
+
+def test_a_plan_chooses_as_the_devices_that_it_is_for():
+    sized = {"data.image_size": 8, "data.channels": 1, "data.num_classes": 10}
+    config = with_values(digits.get_config("flow_matching"), sized)
+    planned = planned_hardware(mesh_of(1, 1), parse_target("h100"))
+    here = hardware(True, planned.room, kind="NVIDIA H100 80GB HBM3")
+    chosen = [choose(config, each, 1437) for each in (planned, here)]
+    assert [each.steps_per_dispatch for each in chosen] == [MOST_STEPS_AT_ONCE] * 2

@@ -70,6 +70,15 @@ def test_the_least_time_of_a_step_is_its_flops_at_the_peak_of_all_devices(dtype,
     assert seconds * 16 * tflops * 1e12 == pytest.approx(step_flops(config, experiment))
 
 
+def test_the_least_time_of_a_step_is_without_what_remat_computes_again():
+    steps = [small_experiment("flow_matching", **{"model.remat": remat}) for remat in (False, True)]
+    kept, again = (step_flops(*step) for step in steps)
+    assert again / kept == pytest.approx(4 / 3, rel=0.03)
+    kept, again = (least_seconds(config, "NVIDIA H200", 8) for config, _ in steps)
+    assert kept == again
+    assert steps[1][0].model.remat
+
+
 def test_without_a_known_peak_nothing_is_counted(monkeypatch):
     def refuse(*_):
         raise AssertionError("counted")
@@ -80,7 +89,11 @@ def test_without_a_known_peak_nothing_is_counted(monkeypatch):
 
 
 def test_without_a_cpu_nothing_is_counted(monkeypatch):
-    def none(backend):
+    present = jax.local_devices()
+
+    def none(backend=None):
+        if backend is None:
+            return present
         raise RuntimeError("Unknown backend cpu")  # as with JAX_PLATFORMS=cuda
 
     monkeypatch.setattr(cost.jax, "local_devices", none)
