@@ -192,6 +192,9 @@ def model() -> ConfigDict:
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
             # mlp; whether it is given the gradient of the log density, of data.name=density:NAME
             "score_input": placeholder(bool),
+            # mlp; how soon that gradient fades with noise: 1 / variance of a mode, in units of the
+            # density's scale; 0 fades linearly in time
+            "score_precision": placeholder(float),
             # mlp, song_unet, adm_unet
             "width": placeholder(int),  # units of a block, or channels of the first convolution
             "depth": placeholder(int),  # blocks; of a U-Net, in each level
@@ -251,7 +254,7 @@ def optimizer() -> ConfigDict:
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
-            "weight_decay": 0.0,  # decoupled, of all parameters; adamw only
+            "weight_decay": 0.0,  # decoupled, of all parameters with a gradient; adamw only
             "clip_norm": 0.0,  # clips gradients to this global norm; 0 does not clip
             # Skips an update if its loss or gradient norm is this many standard deviations above
             # the mean of recent updates (6 in OLMo 2); 0 never skips.

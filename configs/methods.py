@@ -185,6 +185,7 @@ def with_score(config: ConfigDict) -> None:
     sampler_model(config)
     base.use_network(config, "mlp")
     config.model.score_input = True
+    config.model.score_precision = 100.0
 
 
 def sampler_model(config: ConfigDict) -> None:

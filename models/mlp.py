@@ -52,6 +52,7 @@ def mlp(
     dtype: str = "float32",
     trajectory: int = 1,
     score_input: bool = False,
+    score_precision: float = 0.0,
 ) -> Network:
     """A residual perceptron on points [B, *shape].
 
@@ -61,6 +62,8 @@ def mlp(
     score_input: whether to add gate(t) condition["score"], if it is there, to the clipped output,
         with a gate for each dimension that is 1 at first (Vargas et al. 2023, eq. 21; Berner et al.
         2024).
+    score_precision: 1 / variance of a mode, in units of the density's scale, by which that score
+        fades as noise is added (`Model.with_score`); 0 fades linearly in time.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -70,6 +73,8 @@ def mlp(
     check_integers(1, dimension=math.prod(shape), width=width, depth=depth, trajectory=trajectory)
     check_integers(0, num_classes=num_classes)
     check_choice("dtype", dtype, DTYPES)
+    if not 0.0 <= score_precision < math.inf:
+        raise ValueError(f"score_precision={score_precision!r} must be 0 or more, and finite")
     scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     weight = LossWeight(time_scale) if loss_weight else None
     module = Perceptron(width, depth, num_classes, scalars, dtype, trajectory, score_input)
@@ -81,6 +86,7 @@ def mlp(
         guidance_interval=guidance_interval,
         trajectory=trajectory,
         score_input=score_input,
+        score_precision=score_precision,
     )
 
 

@@ -78,18 +78,29 @@ class Model(NamedTuple):
     def with_score(self, condition: Condition, x_t: Array, t: Array) -> Condition:
         """The condition, with the entry "score" that a network with `score_input` reads.
 
-        It is (1 - u) clip(x + grad log rho(x)) with u from 0 at the data to 1 at the prior: the
-        tilt of the density itself at u = 0, and that of the prior at u = 1 (Berner et al. 2024). A
-        model without density gives none.
+        It is share(t) clip(x + grad log rho(x)), the tilt of the density itself at the data:
+
+            share = alpha / (alpha^2 + lambda sigma^2)     lambda = score_precision of the network
+            share = 1 - u, with u from 0 at the data to 1 at the prior     (Berner et al. 2024) if 0
+
+        The first makes it the tilt of the noised density at all times if this is N(0, I / lambda)
+        and the path preserves variance. A score that fades more slowly than the density gets wider
+        throws the paths of an untrained network away. A model without density gives none.
         """
         if not self.network.score_input or self.density is None:
             return condition
-        path = self.path
-        share = (path.t_max - t) / (path.t_max - path.t_min)
         # Far out a density may overflow, and its gradient is then no number.
         score = jnp.nan_to_num(self.density.scaled_score(x_t))
         tilt = jnp.clip(x_t + score, -SCORE_CLIP, SCORE_CLIP)
-        return {**condition, "score": align(share, x_t) * tilt}
+        return {**condition, "score": align(self.score_share(t), x_t) * tilt}
+
+    def score_share(self, t: Array) -> Array:
+        """The share of the score in `with_score`: [B]."""
+        path, precision = self.path, self.network.score_precision
+        if not precision:
+            return (path.t_max - t) / (path.t_max - path.t_min)
+        alpha, sigma = path.alpha(t), path.sigma(t)
+        return alpha / (alpha**2 + precision * sigma**2)
 
     def endpoints(
         self,

@@ -73,6 +73,7 @@ class Network(NamedTuple):
     fit: images as stored [N, ...] -> parameters to start from, a part of those of `init`; None if
         all are random.
     score_input: whether it reads the condition's score, of the density that a run samples.
+    score_precision: that of the Gaussian by which this score fades with noise (models/model.py).
     """
 
     init: Callable[[Key], Params]
@@ -90,6 +91,7 @@ class Network(NamedTuple):
     codec: Codec | None = None
     fit: Callable[[Any], Params] | None = None
     score_input: bool = False
+    score_precision: float = 0.0
 
     def head(self, name: str) -> Head:
         """The head of that name. Raises KeyError if there is none."""

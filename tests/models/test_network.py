@@ -190,8 +190,9 @@ OWN = {
 }
 # Fields of both networks; the last value of a field counts.
 BESIDE = {"time_scale": [("loss_weight", True)], "dropout": [("dropout", 0.3)]}
-# CPUs have xla only: tests/models/test_layers.py; of initial values: tests/models/test_dit.py
-ELSEWHERE = {"attention", "adaln_zero"}
+# CPUs have xla only: tests/models/test_layers.py; of initial values: tests/models/test_dit.py; read
+# by Model: tests/objectives/test_path_sampling.py
+ELSEWHERE = {"attention", "adaln_zero", "score_precision"}
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,10 @@ ELSEWHERE = {
         "of runs that are continued with other steps: tests/training/storage/test_lengths.py",
     ),
     **dict.fromkeys(
-        ("model.name", "model.width", "model.depth", "model.codec", "model.score_input"),
+        (
+            *("model.name", "model.width", "model.depth", "model.codec"),
+            *("model.score_input", "model.score_precision"),
+        ),
         "of other networks than the one here: tests/training/test_networks.py",
     ),
     **dict.fromkeys(

@@ -160,6 +160,19 @@ def test_a_network_is_given_the_score_of_the_density():
     np.testing.assert_array_equal(student.predict(params, x, T_MIN, T_MIN, label), 0.0)
 
 
+def test_the_score_fades_as_that_of_a_noised_gaussian():
+    precision = 30.0
+    density = Density("narrow", 2, lambda x: -0.5 * precision * jnp.sum(x**2))
+    network = mlp((2,), width=8, depth=1, score_input=True, score_precision=precision)
+    model = Model(network, PATH, KINDS["tilt"], density=density)
+    params = network.init(jax.random.key(0))
+    x, t = jnp.full((5, 2), 0.3), jnp.array([PATH.t_min, 0.03, 0.1, 0.5, 1.0])
+    made = jax.jit(model.predict)(params, x, t, t, {"label": jnp.full(5, -1)})
+    variance = PATH.alpha(t) ** 2 / precision + PATH.sigma(t) ** 2
+    score = -x / variance[:, None]
+    np.testing.assert_allclose(made, (x + score) / PATH.alpha(t)[:, None], rtol=2e-3)
+
+
 def test_a_student_without_the_score_has_ends_without_it():
     """What it predicts at other times than the first is what it was trained on."""
 

@@ -144,6 +144,7 @@ NETWORK = {
     "guidance_interval": SWITCH,
     "trajectory": whole_range(1),
     "score_input": SWITCH,
+    "score_precision": number_range(0.0),
     "loss_weight": SWITCH,
     "time_scale": number_range(0.0, above=True),
     "codec": TEXT,
