@@ -4,8 +4,10 @@ from importlib import import_module
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from fewstep.data import Dataset
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval.checks import check_evaluation
 from fewstep.eval.evaluate import evaluator, prepare_measures, sample_count
 from fewstep.eval.new_result import evaluation_protocol, training_data_digest
@@ -40,7 +42,7 @@ def evaluated(tmp_path):
 
 
 def test_an_evaluation_writes_what_it_returns(evaluated):
-    results, folder = evaluated(dataset())
+    (results, folder), rows = evaluated(dataset()), {}
     for result, steps in zip(results, (1, 2), strict=True):
         assert json.loads((folder / f"{result['id']}.json").read_text()) == result
         assert result["images_seen"] == 7 * 64
@@ -53,6 +55,10 @@ def test_an_evaluation_writes_what_it_returns(evaluated):
         with np.load(folder / f"{result['id']}.npz") as shown:
             assert shown["x"].shape == (24, 8, 8, 1) and shown["way"].shape == (3, 8, 8, 1)
             np.testing.assert_array_equal(shown["y"], np.arange(24) % 10)
+            rows[f"shortcut, {steps} step{'s' if steps > 1 else ''}"] = shown["x"]
+    rows |= real_examples(dataset(), np.arange(24) % 10)
+    picture = pixel_space((8, 8, 1)).compare({name: row[:10] for name, row in rows.items()})
+    np.testing.assert_array_equal(Image.open(folder / "step_00000007.png"), picture)
     names = {p.name for p in folder.glob("*.png")}
     assert names == {"step_00000007.png", *(f"{result['id']}.png" for result in results)}
     lines = summary(results).splitlines()
@@ -224,6 +230,16 @@ def test_a_number_that_no_table_can_show_is_warned_of_and_left_out(evaluated, mo
     result = evaluated(dataset(), **{"evaluate.features": "pixels"})[0][0]
     assert result["metrics"].keys() == {"recall"}
     assert "frechet is not finite, or too large" in result["warnings"]
+
+
+def test_samples_below_the_floor_are_warned_of(evaluated, monkeypatch):
+    known, prepare = {"real": {"wasserstein_1": 1.0}}, MODULE.prepare_measures
+    with_floor = lambda *given: prepare(*given)._replace(known=known)
+    monkeypatch.setattr(MODULE, "prepare_measures", with_floor)
+    closer = lambda batches, *_: {"wasserstein_1": 1 / (1 + len([*batches]))}
+    monkeypatch.setattr(MODULE, "measure", closer)
+    (result,), _ = evaluated(dataset(), **{"evaluate.steps": (1,)})
+    assert any("wasserstein_1" in told and "collapsed" in told for told in result["warnings"])
 
 
 def test_against_other_images_nothing_is_said_of_labels_and_copies(evaluated, monkeypatch):

@@ -1,7 +1,10 @@
+import inspect
+
 import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
+from fewstep.data.density_points import density_dataset, density_space
 from fewstep.data.spaces.pixels import ROUNDING, pixel_space
 from fewstep.eval import measure as module
 from fewstep.eval import reference
@@ -147,13 +150,31 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     assert measures.measurement["reference"] == "synthetic, train split"
 
 
+def test_of_points_of_a_density_the_floor_and_the_prior_are_known(tmp_path):
+    points = density_dataset("gmm9")
+    few = points._replace(train=Split(*(part[:1000] for part in points.train)), test=None)
+    known = load_measures(
+        small_config("dis", **{"evaluate.features": "points"}).evaluate,
+        few,
+        space=density_space("gmm9"),
+        num_classes=0,
+        samples=400,
+        labels="none",
+        root=tmp_path,
+        mesh=make_mesh(),
+    ).known
+    assert known["prior"]["wasserstein_1"] > 2 * known["real"]["wasserstein_1"]
+
+
 def test_every_field_reaches_the_function_that_needs_it(monkeypatch, tmp_path):
     """Recorders replace the functions that make the measures; no two arguments are equal."""
     given, mesh = {}, make_mesh()
 
     def note(name, result=None):
+        made = inspect.signature(getattr(module, name))
+
         def noted(*arguments, **named):
-            given.setdefault(name, []).append((*arguments, named) if named else arguments)
+            given.setdefault(name, []).append(made.bind(*arguments, **named).arguments)
             return result or f"{name} {len(given[name])}"
 
         monkeypatch.setattr(module, name, noted)
@@ -192,8 +213,9 @@ def test_every_field_reaches_the_function_that_needs_it(monkeypatch, tmp_path):
         read_only=tmp_path / "own",
     )
     kept = {"root": tmp_path, "read_only": tmp_path / "own"}
-    named = {"dataset": dataset, "shape": shape, **kept}
+    of = {"reference": "test", "dataset": dataset}
     protocol = {
+        "network": features,
         "rounding": ROUNDING,
         "reference": "reference_name 1",
         "reference_sha256": "reference_sha256 1",
@@ -201,15 +223,18 @@ def test_every_field_reaches_the_function_that_needs_it(monkeypatch, tmp_path):
         "labels": "in words",
         "agreement": "its weights",
     }
-    reference = ("test", dataset, features, "extractor 1", "measurement 1", *kept.values())
+    network = {"name": "features", "weights": "file", "dataset": dataset, "shape": shape}
+    parts = {"network": features, "extract": "extractor 1", "measurement": "measurement 1"}
     assert given == {
-        "feature_network": [("features", "file", named)],
-        "classifier": [(dataset, *kept.values())],
-        "extractor": [(features, mesh, 24), (labelling, mesh, 24)],
-        "reference_name": [("test", dataset)],
-        "reference_sha256": [("test", dataset)],
-        "measurement": [(features, protocol)],
-        "load_reference": [reference],
+        "feature_network": [network | kept],
+        "classifier": [{"dataset": dataset, **kept}],
+        "extractor": [
+            {"network": own, "mesh": mesh, "batch_size": 24} for own in (features, labelling)
+        ],
+        "reference_name": [of],
+        "reference_sha256": [of],
+        "measurement": [protocol],
+        "load_reference": [{**of, **parts, **kept}],
     }
     expected = Measures("extractor 1", "extractor 2", 0.9, "load_reference 1", "measurement 1")
     assert made == expected

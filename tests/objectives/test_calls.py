@@ -237,7 +237,6 @@ def test_every_objective_has_its_calls_here():
     assert set(CALLS) == set(CASES)
 
 
-@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", CASES)
 def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     step = steps(name)

@@ -22,6 +22,7 @@ from fewstep.objectives.consistency_trajectory import (
 )
 from fewstep.objectives.denoising import denoising_loss
 from fewstep.objectives.jumps import jump
+from fewstep.objectives.point_pairs import PairSource, on_trajectory
 from fewstep.samplers.ode import heun_step, repeat_step
 from tests.gaussian import Gaussian
 from tests.networks import affine_network, build_model, exact_network, finite_ratio, unscaled_model
@@ -161,27 +162,27 @@ def test_one_step_to_s_0_is_consistency_distillation(monkeypatch):
     params, data = TIMED.init(KEY), batch()
     teacher = networks_of(params)["teacher"]
     ours = consistency_trajectory(timed, solver_steps=1, denoising_weight=0.0)
+
+    def same_points(parts):
+        def points(networks, batch, key, step):
+            key_times, key_eps, *_ = jax.random.split(KEY, 4)
+            (t, u), _ = one_cell(key_times, COUNT, 17, 1, karras_spacing(path))
+            x_t = path.interpolate(batch["x"], jax.random.normal(key_eps, (COUNT, 2)), t)
+            draw = on_trajectory(x_t, t, u, {"label": batch["label"]})
+            return draw, parts.step(networks, draw)
+
+        return points
+
     # Without a target the network is its own, which is CTM's inner jump.
-    theirs = consistency_distillation(model, target_decay=0.0)
-    key = jax.random.split(KEY, 4)
-    given = {"teacher": teacher, "target": teacher}
-    loss = lambda p: ours.players["network"].loss(p, given, data, KEY, 0)[0].mean()
+    source = PairSource(("images",), same_points)
+    theirs = consistency_distillation(model, target_decay=0.0, source=source)
 
-    def expected(p):
-        times, _ = one_cell(key[0], COUNT, 17, 1, karras_spacing(path))
-        x_t = path.interpolate(data["x"], jax.random.normal(key[1], (COUNT, 2)), times[0])
-        label = {"label": data["label"]}
-        denoise = model.denoiser(partial(model.predict, teacher), label)
-        x_u = heun_step(denoise, path, x_t, *times)
-        f_t, f_u = (
-            model.consistency(own, x, t, label)
-            for own, x, t in ((p, x_t, times[0]), (jax.lax.stop_gradient(p), x_u, times[1]))
-        )
-        return ((f_t - f_u) ** 2).mean(axis=1).mean()
+    def of(objective, **networks):
+        loss, given = objective.players["network"].loss, {"teacher": teacher, **networks}
+        return jax.value_and_grad(lambda p: loss(p, given, data, KEY, 0)[0].mean())(params)
 
-    found, wanted = jax.value_and_grad(loss)(params), jax.value_and_grad(expected)(params)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-4), found, wanted)
-    assert theirs.followers == {}
+    close = partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-4)
+    jax.tree.map(close, of(ours, target=teacher), of(theirs))
 
 
 def test_the_denoising_term_is_that_of_a_denoiser_and_is_balanced():

@@ -10,7 +10,6 @@ from fewstep.diffusion import time_sampling
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.spacing import karras_spacing, uniform_spacing
 from fewstep.diffusion.time_pairs import constant
-from fewstep.models.mlp import mlp
 from fewstep.objectives.base import SHARED
 from fewstep.objectives.boot import boot
 from fewstep.objectives.consistency import WEIGHTINGS
@@ -56,7 +55,6 @@ STEPPED = build_model(NETWORK._replace(second_time="step_size"), PATHS["linear"]
 TIMED = build_model(NETWORK._replace(second_time="time"), PATHS["linear"]())
 TOGETHER = build_model(TIMED.network._replace(trajectory=4), TIMED.path)
 AVERAGED = build_model(NETWORK._replace(second_time="interval"), PATHS["linear"]())
-FEATURED = build_model(mlp((2,), 3, width=8, depth=1), PATHS["linear"]())
 SCALED = build_model(NETWORK._replace(guidance_input=True), PATHS["linear"]())
 UNIFORM = WEIGHTINGS["uniform"]
 
@@ -234,13 +232,13 @@ CASES = {
         },
     ),
     "genie": (
-        lambda **fields: genie(FEATURED, **fields),
+        lambda **fields: genie(LINEAR, **fields),
         {
             "head_width": 128,
-            "time_sampler": time_sampling.uniform_times(FEATURED.path),
+            "time_sampler": time_sampling.uniform_times(LINEAR.path),
             "label_dropout": 0.1,
             "guidance_scale": 1.0,
-            "spacing": uniform_spacing(FEATURED.path),
+            "spacing": uniform_spacing(LINEAR.path),
             "ends_at": grid_to_path_end,
         },
     ),

@@ -22,7 +22,7 @@ KEY = jax.random.key(0)
 DATA = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
 COUNT = 32
 BATCH = {"label": jnp.arange(COUNT) % 3}
-CASES = [("linear", "velocity"), ("vp_cosine", "v")]
+CASES = [("linear", "velocity"), ("vp_cosine", "v"), ("trigflow", "F")]
 
 
 def exact_model(path, kind, times, steps):

@@ -91,7 +91,7 @@ def test_a_row_without_label_learns_the_null_prediction_at_every_scale():
     assert float(jnp.abs(rows).max()) < 1e-8
 
 
-def test_no_gradient_reaches_the_teacher_though_it_matters():
+def test_the_student_has_a_gradient_and_its_teacher_matters():
     model = class_model(PATHS["linear"](), "velocity")
     loss = guidance_distillation(model, guidance_range=RANGE).players["network"].loss
     mean = lambda p, teacher: loss(p, {"teacher": teacher}, data(), KEY, 0)[0].mean()

@@ -37,7 +37,7 @@ def loss_rows(objective, params, batch, networks=None):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-@pytest.mark.parametrize("name", ["linear", "vp_cosine"])
+@pytest.mark.parametrize("name", ["linear", "vp_cosine", "trigflow"])
 def test_live_rows_are_reflow_of_the_rolled_out_pairs(name, guidance):
     path, network = PATHS[name](), affine_network()
     params, batch = network.init(KEY), data()
@@ -133,11 +133,14 @@ def test_live_rows_look_at_the_data_and_flow_rows_at_their_own_time():
     network = affine_network()._replace(apply=apply)
     objective = live_reflow(live_model(network), **FIELDS)
     batch = data(32)
-    _, metrics = objective.players["network"].loss(network.init(KEY), {}, batch, KEY, 0)
+    rows, metrics = objective.players["network"].loss(network.init(KEY), {}, batch, KEY, 0)
     ((t, s),) = seen
     np.testing.assert_array_equal(s[::EVERY], 0.0)
     np.testing.assert_array_equal(*(np.delete(a, np.s_[::EVERY]) for a in (t, s)))
-    assert (metrics["loss_live"].count, metrics["loss_flow"].count) == (8, 24)
+    live, flow = metrics["loss_live"], metrics["loss_flow"]
+    assert (live.count, flow.count) == (8, 24)
+    for found, own in zip((live, flow), split_rows(rows, EVERY), strict=True):
+        assert float(found.total) == pytest.approx(float(own.sum()), rel=1e-5)
 
 
 @pytest.mark.parametrize(

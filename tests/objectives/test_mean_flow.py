@@ -99,7 +99,10 @@ def test_one_row_in_so_many_has_an_interval_and_the_others_are_flow_matching():
     assert len(flow_t) == 12 and np.array_equal(flow_t, flow_s)
     assert len(t) == 4 and np.all(s < t)
     # The zero network's target is v, whose squared error the flow rows report.
-    assert float(metrics["loss_flow"].count) == 12 and float(metrics["loss_interval"].count) == 4
+    flow, interval = metrics["loss_flow"], metrics["loss_interval"]
+    assert (flow.count, interval.count) == (12, 4)
+    whole = float(metrics["error"].total)
+    assert float(flow.total + interval.total) == pytest.approx(whole, rel=1e-5)
     with pytest.raises(ValueError, match="15 rows, .*use a multiple of 4"):
         batch = jax.tree.map(lambda a: a[:15], batch)
         objective.players["network"].loss(params, {}, batch, KEY, 0)

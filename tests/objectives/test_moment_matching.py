@@ -7,7 +7,7 @@ import pytest
 
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
-from fewstep.diffusion.spacing import uniform_spacing
+from fewstep.diffusion.spacing import quadratic_spacing, uniform_spacing
 from fewstep.objectives.base import SHARED
 from fewstep.objectives.moment_matching import moment_matching, posterior_noise
 from fewstep.samplers.grids import StepsError, time_grid
@@ -82,12 +82,18 @@ def test_the_fake_score_learns_the_mean_of_the_student_s_and_the_teacher_s(name,
     objective = moment_matching(model)
     batch = {"label": jnp.zeros(count, int), SHARED: shared_points(MADE, count, path)}
     given = {"teacher": mixed(0.0)}, batch, KEY, 0
-    loss = lambda params: objective.players["fake_score"].loss(params, *given)[0].mean()
-    slope = jax.jit(jax.grad(loss))
-    best, teacher, student = (slope(mixed(share)) for share in (0.5, 0.0, 1.0))
+
+    def loss(params):
+        rows, metrics = objective.players["fake_score"].loss(params, *given)
+        return rows.mean(), metrics["teacher_gap"].total
+
+    slope = jax.jit(jax.grad(loss, has_aux=True))
+    found = (slope(mixed(share)) for share in (0.5, 0.0, 1.0))
+    (best, middle), (teacher, none), (student, whole) = found
     assert abs(best["share"]) < 0.05 * abs(teacher["share"]) and abs(best["offset"]) < 0.05
     # The loss is a parabola in the share.
     assert float(student["share"]) == pytest.approx(-float(teacher["share"]), rel=0.1)
+    assert none == 0.0 and float(whole) == pytest.approx(4.0 * float(middle), rel=1e-3)
 
 
 def test_a_student_that_matches_has_no_gradient_and_another_is_led_to_the_data():
@@ -136,12 +142,13 @@ def test_points_are_noised_data_and_steps_are_at_most_one_over_k(least_steps):
         jax.debug.callback(lambda t: seen.append(np.asarray(t)), t)
         return (x - x_0) / t[:, None]  # the velocity to the row's own data
 
-    model = build_model(NETWORK._replace(apply=apply), PATH)
-    objective = moment_matching(model, least_steps=least_steps)
+    model, spacing = build_model(NETWORK._replace(apply=apply), PATH), quadratic_spacing(PATH)
+    objective = moment_matching(model, least_steps=least_steps, spacing=spacing)
     batch = {"x": x_0, "label": jnp.zeros(count, int)}
     shared = objective.share({"network": NETWORK.init(KEY)}, batch, KEY)
     jax.effects_barrier()
-    (t,), s = seen, np.asarray(shared["t"])
+    (time,) = seen
+    t, s = (np.asarray(spacing.fraction(own)) for own in (time, shared["t"]))
     assert (t > s).all() and (t - s <= 1.0 / least_steps + 1e-6).all() and t.max() == 1.0
     assert s.min() < 0.01 and s.max() > 0.99 and s.mean() == pytest.approx(0.5, abs=0.02)
     # Gaps below 1 - s are g in (0, 1 / k] with a density in proportion to 1 - g.
@@ -156,15 +163,16 @@ def test_points_are_noised_data_and_steps_are_at_most_one_over_k(least_steps):
 
 
 def test_it_samples_by_ancestral_steps_and_not_in_fewer_than_it_was_trained_for():
-    model, params = build_model(NETWORK, PATH), NETWORK.init(KEY)
+    path, params = PATHS["trigflow"](), NETWORK.init(KEY)
+    model = build_model(NETWORK, path)
     objective = moment_matching(model, least_steps=3)
     assert objective.init_from == {"fake_score": "teacher", "network": "teacher"}
     eps, label = jax.random.normal(KEY, (5, 2)), {"label": jnp.arange(5) % 3}
     given = params, eps, label, jax.random.split(KEY, 5)
     made = objective.sample(*given, steps=4, guidance_scale=1.0)
     denoise = lambda x, t: model.endpoints(params, x, t, label)
-    grid = time_grid(uniform_spacing(PATH), 4)
-    np.testing.assert_allclose(made, ancestral()(denoise, PATH, eps, grid, given[3]), rtol=1e-5)
+    grid, start = time_grid(uniform_spacing(path), 4), path.prior(eps)
+    np.testing.assert_allclose(made, ancestral()(denoise, path, start, grid, given[3]), rtol=1e-5)
     with pytest.raises(StepsError, match="trained for 3 steps or more"):
         objective.sample(*given, steps=2, guidance_scale=1.0)
 

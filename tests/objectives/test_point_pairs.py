@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.diffusion.path import vp_ddpm
+from fewstep.diffusion.path import ve, vp_ddpm
 from fewstep.diffusion.prediction import KINDS, coefficients
-from fewstep.diffusion.spacing import uniform_spacing
+from fewstep.diffusion.spacing import karras_spacing, uniform_spacing
 from fewstep.diffusion.time_pairs import constant, doubling
 from fewstep.models.model import Model
 from fewstep.models.network import Network
@@ -25,6 +25,7 @@ from fewstep.objectives.point_pairs import (
 )
 from fewstep.samplers.ode import euler_step, heun_step
 from tests.gaussian import Gaussian
+from tests.networks import exact_denoiser
 
 TARGET = Gaussian(jnp.array([0.3, -0.2]), jnp.array([0.3, 1.2]))
 PATH, KIND = vp_ddpm(0.1, 10.0), KINDS["tilt"]
@@ -87,6 +88,31 @@ def test_both_points_lie_on_one_trajectory_from_the_prior(name, skip):
     start = TARGET.flow_map(PATH, x_t, t, jnp.full_like(t, PATH.t_max))
     np.testing.assert_allclose(np.abs(start.mean()), 0.0, atol=0.35)
     np.testing.assert_allclose(start.std(), 1.0, atol=0.25)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_trajectories_begin_at_the_prior_of_any_path_and_follow_any_spacing(name):
+    path = ve()
+    model = exact_denoiser(TARGET, path, "F")
+    model = model._replace(network=model.network._replace(shape=(2,)))
+    own = parts()._replace(
+        model=model, step=teacher_step(model, heun_step), spacing=karras_spacing(path)
+    )
+    given = {"teacher": {"offset": 0.0}}, {"label": jnp.full(1024, LABEL)}, KEY, jnp.int32(0)
+    draw, x_s = jax.jit(SOURCES[name].points(own))(*given)
+    exact = TARGET.flow_map(path, draw.x_t, draw.t, draw.s)
+    np.testing.assert_allclose(x_s, exact, rtol=0.02, atol=0.02)
+    start = TARGET.flow_map(path, draw.x_t, draw.t, jnp.full(1024, path.t_max))
+    assert float(start.std()) == pytest.approx(path.t_max, rel=0.1)
+
+
+def test_the_grid_of_a_rollout_grows_with_the_step():
+    curriculum = doubling(2, 8, total_steps=9)
+    points = jax.jit(rollout_source(groups=16, substeps=1).points(parts(curriculum=curriculum)))
+    first, last = (8 * points(NETWORKS, BATCH, KEY, jnp.int32(step))[0].t for step in (0, 9))
+    np.testing.assert_allclose(first, 4 * np.round(first / 4), atol=1e-3)
+    np.testing.assert_allclose(last, np.round(last), atol=1e-3)
+    assert (np.round(last) % 2 == 1).any()
 
 
 def test_a_group_ends_at_one_time_and_rows_take_turns():

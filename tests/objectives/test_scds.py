@@ -115,6 +115,7 @@ def test_both_losses_are_least_at_the_exact_flow_map():
     objective = scds(EXACT, max_steps=MOST, path_loss=PATH_LOSSES["kl"])
     (below, low), (best, found), (above, high) = (mean_loss(objective, x) for x in (0.5, 1, 1.5))
     assert best < min(below, above)
+    assert best == pytest.approx(found["loss_path"] + found["loss_bootstrap"], rel=1e-4)
     assert found["loss_path"] < min(low["loss_path"], high["loss_path"])
     assert (
         found["loss_bootstrap"] < 1e-6 < 1e-4 < min(low["loss_bootstrap"], high["loss_bootstrap"])

@@ -63,7 +63,9 @@ def network(which, offset=0.0):
 
 
 @pytest.mark.in_turn("name", 2)
-@pytest.mark.parametrize(("name", "kind"), [("vp_cosine", "v"), ("linear", "velocity")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("vp_cosine", "v"), ("trigflow", "F"), ("linear", "velocity")]
+)
 def test_a_perfect_student_has_no_loss_and_the_samples_of_the_first_teacher(name, kind):
     path = PATHS[name]()
     with jax.enable_x64(True):
@@ -184,6 +186,26 @@ def test_teachers_and_targets_follow_the_student_and_carry_no_gradient():
 
     # The losses are differentiated in their first argument; nothing here is detached by hand.
     assert jax.grad(loss)(dict.fromkeys(names, params))["teacher"]["offset"] != 0.0
+
+
+def test_guidance_is_computed_in_the_first_stage_alone():
+    rows = []
+
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        if not train:
+            jax.debug.callback(lambda x: rows.append(len(x)), x)
+        return affine_network().apply(params, x, t, s, condition)
+
+    model = build_model(Network(affine_network().init, apply, shape=(2,)), PATHS["linear"]())
+    objective = tract(model, total_steps=8, step_counts=(8, 4, 1), guidance_scale=2.0)
+    params = affine_network().init(KEY)
+    loss = jax.jit(objective.players["network"].loss)
+    for step, expected in ((3, [64, 128]), (4, [64, 64])):
+        rows.clear()
+        networks = {"teacher": params, "target": params}
+        jax.block_until_ready(loss(params, networks, batch(64), KEY, step))
+        jax.effects_barrier()
+        assert sorted(rows) == expected
 
 
 @pytest.mark.parametrize("counts", [(8,), (8, 3), (4, 8), (8, 8), (8, 0)])

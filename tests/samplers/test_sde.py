@@ -169,9 +169,8 @@ def test_churned_heun_is_the_algorithm_of_the_paper(churn):
     np.testing.assert_allclose(given, x, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["linear", "ve"])
-def test_many_churned_steps_reach_the_variance_of_the_data(name):
-    path, rows = PATHS[name](), 20_000
+def test_many_churned_steps_reach_the_variance_of_the_data():
+    path, rows = PATHS["linear"](), 20_000
     start = path.prior(jax.random.normal(jax.random.key(2), (rows, 2)))
     times = time_grid(spacing.karras_spacing(path), 160)
     solver = churned_heun(noise=1.0)

@@ -12,10 +12,11 @@ from fewstep.modes.job import check_step
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.training.averages import averages
 from fewstep.training.construct import RunContext, construct_with_parts
-from fewstep.training.experiment import build, debug_config, rebuild
+from fewstep.training.experiment import build, build_model, debug_config, rebuild
 from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.identity import as_dict, flatten_fields
+from fewstep.training.storage.lengths import Length
 from tests.training.runs import small_config, small_experiment
 
 
@@ -57,6 +58,18 @@ def test_a_player_s_own_optimizer_fields():
     config = small_config()
     config.player_optimizers = {"network": {"learning_rate": 0.5}}
     assert build(config).optimizers["network"].learning_rate(0) == 0.5
+
+
+def test_the_rate_of_a_continued_run_counts_updates_of_the_player():
+    fields = {"objective.fake_score_updates": 3, "optimizer.schedule": "cosine"}
+    config, lengths = small_config("sim", **fields), (Length(0, 6), Length(6, 12, "hold", 0.5))
+    rates = {name: o.learning_rate for name, o in build(config, None, lengths).optimizers.items()}
+    assert rates["generator"](2) == rates["fake_score"](6) == pytest.approx(5e-4)
+
+
+def test_paths_of_densities_start_at_a_standard_normal():
+    assert build_model(small_config("dis")).path.prior_scale == 1.0
+    assert build_model(small_config("edm")).path.prior_scale is None
 
 
 def test_several_averages_and_the_one_that_samples():

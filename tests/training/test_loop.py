@@ -1,5 +1,6 @@
 """The loop passes its arguments to the step, the log, the checkpoints and the watchdog."""
 
+from inspect import signature
 from itertools import count
 
 import jax
@@ -120,9 +121,12 @@ def test_the_report_and_the_watchdog_get_their_arguments(tmp_path, monkeypatch):
 
     def note(module, name):
         made = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *a, **k: given.update({name: (a, k)}) or made(*a, **k)
-        )
+
+        def noted(*arguments, **named):
+            given[name] = signature(made).bind(*arguments, **named).arguments
+            return made(*arguments, **named)
+
+        monkeypatch.setattr(module, name, noted)
 
     note(loop, "Report")
     note(session, "Watchdog")
@@ -130,9 +134,12 @@ def test_the_report_and_the_watchdog_get_their_arguments(tmp_path, monkeypatch):
     schedule = Schedule(steps=2, log=5, save=6, evaluate=7)
     final = run(tmp_path, schedule, patience=patience)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(final))
-    assert given["Watchdog"] == ((tmp_path, patience, size), {})
-    assert given["Report"][0] == (tmp_path, 0, schedule, OPTIMIZERS)
-    assert given["Report"][1] == {
+    assert given["Watchdog"] == {"workdir": tmp_path, "patience": patience, "size": size}
+    assert given["Report"] == {
+        "workdir": tmp_path,
+        "start": 0,
+        "schedule": schedule,
+        "optimizers": OPTIMIZERS,
         "batch_size": BATCH,
         "headlines": ("loss",),
         "stages": OBJECTIVE.stages,

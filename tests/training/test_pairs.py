@@ -47,6 +47,14 @@ def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it(tmp_path):
     assert pairs.x_0.dtype == pairs.eps.dtype == np.float32
 
 
+def test_pairs_of_every_part_have_the_noise_of_their_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PART", 8)
+    pairs = make_pairs(tmp_path, count=20)
+    scale = 0.5 * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(pairs.x_0, pairs.eps * scale, rtol=1e-6)
+    assert len(np.unique(pairs.eps.reshape(20, -1), axis=0)) == 20
+
+
 @pytest.mark.parametrize(("steps", "scale"), [(2, 1.5), (3, 1.0)])
 def test_steps_and_guidance_are_those_that_are_asked_for(tmp_path, steps, scale):
     pairs = make_pairs(tmp_path, steps=steps, scale=scale)

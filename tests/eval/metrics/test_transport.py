@@ -7,7 +7,13 @@ import pytest
 from fewstep.densities.density import Density
 from fewstep.densities.table import find_density
 from fewstep.eval.metrics.transport import mode_distance, mode_entropy, spread, transport
-from fewstep.eval.points import POINTS, collapse_warnings, point_metrics, prior_metrics
+from fewstep.eval.points import (
+    POINTS,
+    collapse_warnings,
+    floor_metrics,
+    point_metrics,
+    prior_metrics,
+)
 from fewstep.eval.reference import Reference
 
 RNG = np.random.default_rng(0)
@@ -75,6 +81,15 @@ def test_points_of_a_density_have_a_floor_and_a_prior():
     assert prior["wasserstein_1"] > 2 * floor["wasserstein_1"]
     assert prior["deviation_ratio"] == pytest.approx(1.0, abs=0.15)  # the scale is that of gmm9
     assert not collapse_warnings(floor, floor) and not collapse_warnings(prior, floor)
+
+
+def test_the_floor_is_of_as_many_exact_points_as_there_are_samples():
+    density = find_density("gmm9")
+    real = density.sample(np.random.default_rng(3), 1000)
+    reference = Reference(None, real, None, None, 0.0)
+    expected = point_metrics(real[300:600], real[:300], density)
+    assert floor_metrics(reference, density, 300) == expected
+    assert floor_metrics(reference, density, 501) == {}
 
 
 def test_all_metrics_read_as_many_points():

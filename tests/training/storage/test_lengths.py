@@ -59,7 +59,7 @@ def test_fields_that_do_not_fit_together_are_refused(given, message):
         next_lengths([], fields(**COSINE), fields(**COSINE | {"steps": 20} | given), 10)
 
 
-def test_a_run_is_continued_by_a_field_and_never_silently(tmp_path):
+def test_a_run_is_continued_by_a_field_and_never_silently(tmp_path, no_blocks):
     save_run(tmp_path, "edm", steps=(10,), **COSINE)
     longer = COSINE | {"steps": 20}
     with pytest.raises(ValueError) as error:
