@@ -74,10 +74,11 @@ class Density:
 def check_density(density: Density) -> Density:
     """The density, if its log density is one finite number at draws from the prior.
 
-    Raises ValueError that names the density otherwise.
+    Its gradient must be finite there too. Raises ValueError that names the density otherwise.
     """
     check_scale(density)
-    x = density.scale * jax.random.normal(jax.random.key(0), (16, density.dim))
+    y = jax.random.normal(jax.random.key(0), (16, density.dim))
+    x = density.scale * y
     try:
         shape = jax.eval_shape(density.log_density, jax.ShapeDtypeStruct((density.dim,), x.dtype))
     except (TypeError, ValueError) as error:
@@ -91,14 +92,27 @@ def check_density(density: Density) -> Density:
             f"[{density.dim}], not {getattr(shape, 'dtype', type(shape).__name__)} "
             f"{list(getattr(shape, 'shape', ()))}"
         )
-    values = np.asarray(density.log_densities(x))
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"log_density of density:{density.name} is {values[~np.isfinite(values)][0]} at a draw "
-            f"from N(0, {density.scale:g}^2 I); give a density that is positive everywhere, or "
-            "another scale"
-        )
+    check_finite(
+        f"log_density of density:{density.name}",
+        density.log_densities(x),
+        density.scale,
+        "give a density that is positive everywhere, or another scale",
+    )
+    check_finite(
+        f"the gradient of log_density of density:{density.name}",
+        density.scaled_score(y),
+        density.scale,
+        "jnp.where keeps the gradient of the branch that it does not take, so give that branch an "
+        "argument at which its gradient is finite",
+    )
     return density
+
+
+def check_finite(name: str, values: Array, scale: float, remedy: str) -> None:
+    """Raises ValueError that has the name and the remedy unless all values are finite."""
+    odd = np.asarray(values)[~np.isfinite(values)]
+    if odd.size:
+        raise ValueError(f"{name} is {odd[0]} at a draw from N(0, {scale:g}^2 I); {remedy}")
 
 
 def check_scale(density: Density) -> None:

@@ -41,7 +41,8 @@ def phi4(name: str, side: int = 8, kappa: float = KAPPA, coupling: float = LAMBD
     k = 2.0 * np.pi * np.arange(side) / side
     curvature = 2.0 - 4.0 * kappa * (np.cos(k)[:, None] + np.cos(k))
     gaussian = coupling == 0.0
-    log_z = 0.5 * (side**2 * math.log(2.0 * math.pi) - np.log(np.abs(curvature)).sum())
+    volume = side**2 * math.log(2.0 * math.pi)
+    log_z = 0.5 * float(volume - np.log(curvature).sum()) if gaussian else None
     shift = lambda x: np.roll(x.reshape(-1, side, side), 1, axis=1).reshape(len(x), -1)
     return Density(
         name,
@@ -49,6 +50,6 @@ def phi4(name: str, side: int = 8, kappa: float = KAPPA, coupling: float = LAMBD
         log_density,
         scale=1.0 if gaussian else 2.0,
         sample=sample if gaussian else None,
-        log_z=float(log_z) if gaussian else None,
+        log_z=log_z,
         symmetries=(lambda x: -x, shift),
     )

@@ -9,6 +9,8 @@ from jax import Array
 from fewstep.densities.density import Density, Modes, inverse_cdf, quadrature
 
 POINTS = 24_001  # of a grid for quadrature
+# Ten points of the grid and more lie within the deviation 1 / sqrt(8 delta) of a well.
+MOST_DELTA = 300.0
 # More wells have too many modes to count.
 MOST_COUNTED = 6
 
@@ -16,12 +18,12 @@ MOST_COUNTED = 6
 def double_wells(name: str, dim: int, wells: int, delta: float) -> Density:
     """log rho = -sum_{i<=m} (x_i^2 - delta)^2 - 1/2 sum_{i>m} x_i^2; 2^m equal modes.
 
-    Raises ValueError unless 1 <= wells <= dim and delta > 0.
+    Raises ValueError unless 1 <= wells <= dim and 0 < delta <= MOST_DELTA.
     """
-    if not 1 <= wells <= dim or delta <= 0.0:
+    if not 1 <= wells <= dim or not 0.0 < delta <= MOST_DELTA:
         raise ValueError(
-            f"density:{name} needs 1 <= m <= d and delta > 0 in wells-D-M-DELTA, such as "
-            "wells-100-100-2"
+            f"density:{name} needs 1 <= m <= d and 0 < delta <= {MOST_DELTA:g} in wells-D-M-DELTA, "
+            "such as wells-100-100-2"
         )
 
     def log_density(x: Array) -> Array:

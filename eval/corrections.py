@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from fewstep.densities.density import Density
 from fewstep.eval.measure import Measures
 from fewstep.eval.points import point_metrics
-from fewstep.eval.report.results import ROWS, is_usual_number
+from fewstep.eval.report.results import ROWS
 from fewstep.eval.sampling import Wanted, evaluation_sampler, guidance_scale
-from fewstep.eval.smc import check_installed, resampled, tempered_smc
+from fewstep.eval.smc import check_installed, tempered_smc
 from fewstep.messages import unknown_choice
 from fewstep.objectives.base import Params
 from fewstep.objectives.flow_weights import LARGEST, flow_numbers, weighted_rows
@@ -96,7 +96,7 @@ def corrector(
         if "hmc" in names:
             rows["hmc"], taken = hmc_row(density, rows_of("hmc", params, steps), compare)
             rows["hmc"] |= counted(counts[steps], 1, taken)
-        return {name: usual(rows[name]) for name in names}
+        return {name: rows[name] for name in names}
 
     return correct
 
@@ -115,12 +115,6 @@ def counted(counts: Counts, times: int, more: int = 0) -> Numbers:
     return {"evaluations": float(network), "gradients": float(gradient + more)}
 
 
-def usual(numbers: Mapping[str, float]) -> Numbers:
-    """The finite numbers, as plain floats."""
-    found = {name: float(value) for name, value in numbers.items()}
-    return {name: value for name, value in found.items() if is_usual_number(value)}
-
-
 def compared(density: Density, measures: Measures | None, points: np.ndarray) -> Numbers:
     """The metrics of points against exact ones; {} without exact samples."""
     if measures is None:
@@ -131,10 +125,35 @@ def compared(density: Density, measures: Measures | None, points: np.ndarray) ->
 def weighted_row(
     density: Density, rows: Mapping[str, np.ndarray], compare: Callable[[np.ndarray], Numbers]
 ) -> Numbers:
-    """The row of samples that are resampled by their weights. rows: of `weighted_rows`."""
+    """The row of samples that are resampled by their weights. rows: of `weighted_rows`.
+
+    A sample whose log weight is not finite has weight 0. `left_out` is the share of these, if there
+    are any; it is the only number if no other sample is left.
+    """
     log_w = np.asarray(rows["log_w"], np.float64)
+    finite = np.isfinite(log_w)
+    lost = {} if finite.all() else {"left_out": float(1.0 - finite.mean())}
+    if not finite.any():
+        return lost
+    log_w = np.where(finite, log_w, -np.inf)
     points = resampled(density.scale * rows["x"], np.exp(log_w - log_w.max()), SEED)
-    return {**compare(points), **flow_numbers(density.log_z, rows)}
+    numbers = flow_numbers(density.log_z, {**rows, "log_w": log_w})
+    return {**compare(points), **{name: float(x) for name, x in numbers.items()}, **lost}
+
+
+def resampled(points: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
+    """As many points of equal weight, by systematic resampling, in random order.
+
+    points: [N, D]. weights: [N], not negative, of any sum above 0. Raises ValueError for weights
+    that are not finite or whose sum is 0.
+    """
+    total = weights.sum()
+    if not np.isfinite(total) or total <= 0.0:
+        raise ValueError(f"the sum of weights is {total}; it must be finite and above 0")
+    rng, count = np.random.default_rng(seed), len(points)
+    marks = (np.arange(count) + rng.random()) / count
+    chosen = np.searchsorted(np.cumsum(weights) / total, marks).clip(max=count - 1)
+    return points[rng.permutation(chosen)]
 
 
 def hmc_row(
@@ -159,4 +178,5 @@ def smc_row(density: Density, count: int, compare: Callable[[np.ndarray], Number
     numbers = {**compare(found.points), "log_z": found.log_z}
     if density.log_z is not None:
         numbers["log_z_bias"] = found.log_z - density.log_z
+    numbers |= {"accepted": found.accepted}
     return {**numbers, "evaluations": 0.0, "gradients": float(found.gradients)}

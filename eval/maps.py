@@ -12,8 +12,9 @@ and for the map G from noise to samples, of the network and of the teacher,
     straightness    int E || dx/dt - (x_1 - x_0) ||^2 dt / D    of an ODE on the linear path, 0 if
                                                        its paths are straight (Liu et al. 2023)
     transport       E || G(eps) - eps ||^2 / D         the cost of carrying noise to data
-    agreement       1 - E || G_i - H_i ||^2 / E || G_i - H_j ||^2   of two maps G and H: 1 if equal,
-                                                       0 if independent, j another sample than i
+    agreement       1 - E || G_i - H_i ||^2 / E || G_i - H_j ||^2   of two maps G and H, where j is
+                                                       another sample with the label of i: 1 if
+                                                       equal, 0 if independent given labels
 
 Noise levels are the times of the linear path, tau = sigma / (alpha + sigma), on every path.
 """
@@ -179,20 +180,32 @@ def map_rows(
     return rows
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """The agreement of two maps by their samples of the same noise: [N, ...] each."""
-    apart, others = (np.mean((one - x) ** 2) for x in (other, np.roll(other, 1, axis=0)))
+def next_of_label(labels: np.ndarray) -> np.ndarray:
+    """For each row, the next row with its label, the first after the last: int [N]."""
+    following = np.empty(len(labels), int)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        following[rows] = np.roll(rows, -1)
+    return following
+
+
+def agreement(one: np.ndarray, other: np.ndarray, labels: np.ndarray) -> float:
+    """The agreement of two maps by their samples of the same noise: [N, ...] each.
+
+    labels: [N]; each is that of two rows or more.
+    """
+    apart, others = (np.mean((one - x) ** 2) for x in (other, other[next_of_label(labels)]))
     return float(1.0 - apart / others)
 
 
-def map_numbers(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The numbers of the module's docstring, from all rows."""
+def map_numbers(rows: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, Any]:
+    """The numbers of the module's docstring, from all rows and their labels."""
     numbers: dict[str, Any] = {
         name: float(np.mean(rows[name], dtype=np.float64))
         for name in ("straightness", "teacher_straightness", "transport", "teacher_transport")
         if name in rows
     }
-    numbers["agreement"] = agreement(rows[MADE], rows[END])
+    numbers["agreement"] = agreement(rows[MADE], rows[END], labels)
     if "ends" in rows:
         numbers["levels"] = np.linspace(1.0, 0.0, LEVELS + 1)[:-1].tolist()
         for name in ("error", "spread"):

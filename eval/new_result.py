@@ -100,10 +100,8 @@ def fields_with_values(config: ConfigDict) -> dict[str, Any]:
 
 def add_numbers(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
     """Add metrics or diagnostics to a result. Warn of those not finite, or too large."""
-    finite = usual_numbers(numbers)
-    result["metrics"] |= finite
-    odd = [name for name in numbers if name not in finite]
-    result["warnings"] += [f"{name} is not finite, or too large" for name in odd]
+    result["metrics"] |= usual_numbers(numbers)
+    result["warnings"] += number_warnings(numbers)
 
 
 def usual_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
@@ -111,9 +109,25 @@ def usual_numbers(numbers: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in numbers.items() if is_usual_number(value)}
 
 
+def number_warnings(numbers: Mapping[str, float]) -> list[str]:
+    """Warnings of the numbers that a result may not have."""
+    odd = [name for name, value in numbers.items() if not is_usual_number(value)]
+    return [f"{name} is not finite, or too large" for name in odd]
+
+
 def add_rows(result: dict[str, Any], rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Add corrected rows to a result. Warn of those that collapsed."""
-    result["rows"] = rows
-    for name, row in rows.items():
-        found = collapse_warnings(row, result["real"])
+    """Add corrected rows to a result.
+
+    Warn of numbers not finite, or too large, of weights left out, and of rows that collapsed.
+    """
+    result["rows"] = {name: usual_numbers(row) for name, row in rows.items()}
+    for name, row in result["rows"].items():
+        found = number_warnings(rows[name]) + weight_warnings(row)
+        found += collapse_warnings(row, result["real"])
         result["warnings"] += [f"{ROWS[name]}: {warning}" for warning in found]
+
+
+def weight_warnings(row: Mapping[str, float]) -> list[str]:
+    """A warning of samples whose weights are not finite, if a row has any."""
+    share = 100.0 * row.get("left_out", 0.0)
+    return [f"{share:.3g}% of the samples have no finite weight and count as 0"] if share else []

@@ -1,36 +1,63 @@
 """Adaptive tempered SMC on a density: what a user would choose instead of a trained sampler.
 
 Particles start at the prior N(0, scale^2 I) and move to the density through tempered ones (Del
-Moral et al. 2006), by blackjax. Temperatures are chosen so that the effective sample size falls to
-a set share; between them each particle takes a few steps of HMC. A larger share means more of them,
-so a share can be found for a budget of gradients. Needs blackjax, which Fewstep does not install,
-since nothing else uses it.
+Moral et al. 2006),
+
+    log rho_b(y) = (1 - b) log N(y; 0, I) + b log rho(y),    0 < b_1 < b_2 < ... < 1
+
+A step takes particles of b to the next temperature b': the largest at which the weights (b' - b)
+log(rho / N) leave a set share of the particles effective. It resamples by these weights, whose mean
+is a factor of Z, and moves each particle by a few steps of HMC in rho_b'. The size of these steps
+follows the acceptance at the temperature before. A larger share means more temperatures, so a share
+can be found for a budget of gradients. Resampling and moves are blackjax's, which Fewstep does not
+install, since nothing else uses it.
 """
 
+from functools import partial
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.scipy.special import logsumexp
 
 from fewstep.densities.density import Density
 from fewstep.samplers.controlled import log_prior
-from fewstep.samplers.hmc import LEAPFROG, step_size
+from fewstep.samplers.hmc import LEAPFROG, gradients, step_size
 
 PACKAGE = "blackjax"
 ESS, MOVES = 0.9, 2  # share of particles; HMC moves at a temperature
+# The size of a step falls or grows by exp(acceptance - ACCEPTANCE).
+ACCEPTANCE = 0.8
 MOST_TEMPERATURES = 500
 # Bounds of the search for a share, and its halvings.
 LEAST_SHARE, LARGEST_SHARE, HALVINGS = 0.02, 0.98, 7
 
 
 class Tempered(NamedTuple):
-    """points: [N, D]. log_z: estimate of log Z. gradients: for each particle."""
+    """points: [N, D]. log_z: estimate of log Z. gradients: for each particle.
+
+    accepted: mean acceptance of the moves at the last temperature.
+    """
 
     points: np.ndarray
     log_z: float
     gradients: int
+    accepted: float
+
+
+class Step(NamedTuple):
+    """Particles in units of the scale, [N, D], and their temperature.
+
+    log_factor: log of the mean weight. accepted: mean acceptance of the moves.
+    """
+
+    x: Array
+    temperature: Array
+    log_factor: Array
+    accepted: Array
 
 
 class EndlessError(ValueError):
@@ -69,56 +96,68 @@ def smc_within(budget: int, density: Density, count: int, seed: int) -> tuple[Te
 
 
 def tempered_smc(density: Density, count: int, seed: int, share: float = ESS) -> Tempered:
-    """`count` particles of adaptive tempered SMC.
+    """`count` particles of adaptive tempered SMC, in random order.
 
-    share: of the particles that are effective after a temperature. Raises ValueError if it does not
-    finish.
+    share: of the particles that are effective after a temperature. Raises EndlessError if it does
+    not finish.
     """
-    import blackjax
-    import blackjax.smc.resampling as resampling
-    from blackjax.smc import extend_params
-
-    dim = density.dim
-    prior = lambda y: log_prior(y[None])[0]
-    likelihood = lambda y: density.scaled_log_density(y[None])[0] - prior(y)
-    moves = {
-        "step_size": jnp.float32(step_size(dim)),
-        "inverse_mass_matrix": jnp.ones(dim),
-        "num_integration_steps": LEAPFROG,
-    }
-    algorithm = blackjax.adaptive_tempered_smc(
-        prior,
-        likelihood,
-        blackjax.hmc.build_kernel(),
-        blackjax.hmc.init,
-        extend_params(moves),
-        resampling.systematic,
-        share,
-        num_mcmc_steps=MOVES,
-    )
-    key, key_start = jax.random.split(jax.random.key(seed))
-    state = algorithm.init(jax.random.normal(key_start, (count, dim)))
-    step, log_z = jax.jit(algorithm.step), 0.0
-    for index in range(MOST_TEMPERATURES):
-        state, info = step(jax.random.fold_in(key, index), state)
-        log_z += float(info.log_likelihood_increment)
-        if state.tempering_param >= 1.0:
-            weights = np.asarray(state.weights, np.float64)
-            points = density.scale * resampled(np.asarray(state.particles), weights, seed)
-            # One more for the gradient at the first point of a temperature.
-            return Tempered(points, log_z, (index + 1) * (MOVES * LEAPFROG + 1))
+    step = jax.jit(partial(next_temperature, density, share))
+    key, key_start, key_order = jax.random.split(jax.random.key(seed), 3)
+    x = jax.random.normal(key_start, (count, density.dim))
+    temperature, size, log_z = jnp.float32(0.0), jnp.float32(step_size(density.dim)), 0.0
+    for index in range(1, MOST_TEMPERATURES + 1):
+        x, temperature, log_factor, accepted = step(
+            jax.random.fold_in(key, index), x, temperature, size
+        )
+        log_z += float(log_factor)
+        if temperature >= 1.0:
+            points = density.scale * np.asarray(jax.random.permutation(key_order, x))
+            return Tempered(points, log_z, index * gradients(MOVES), float(accepted))
+        size *= jnp.exp(accepted - ACCEPTANCE)
     raise EndlessError(
         f"tempered SMC of density:{density.name} has not come to an end after "
         f"{MOST_TEMPERATURES} temperatures; leave it out (evaluate.rows without smc)"
     )
 
 
-def resampled(points: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:
-    """As many points of equal weight, by systematic resampling, in random order.
+def next_temperature(
+    density: Density, share: float, key: Array, x: Array, temperature: Array, size: Array
+) -> Step:
+    """One step of the module's docstring. x: [N, D]. size: of the leapfrog steps."""
+    import blackjax
+    from blackjax.smc import extend_params, from_mcmc, resampling
+    from blackjax.smc.base import SMCState
 
-    points: [N, D]. weights: [N], not negative, of any sum above 0.
+    prior = lambda y: log_prior(y[None])[0]
+    log_ratio = lambda y: density.scaled_log_density(y[None])[0] - prior(y)
+    after, log_w = next_weights(jax.vmap(log_ratio)(x), temperature, share)
+    moves = {
+        "step_size": size,
+        "inverse_mass_matrix": jnp.ones(density.dim),
+        "num_integration_steps": LEAPFROG,
+    }
+    state, info = from_mcmc.build_kernel(
+        blackjax.hmc.build_kernel(), blackjax.hmc.init, resampling.systematic
+    )(
+        key,
+        SMCState(x, jax.nn.softmax(log_w), {}),
+        MOVES,
+        extend_params(moves),
+        lambda y: prior(y) + after * log_ratio(y),
+        lambda y: 0.0,
+    )
+    accepted = jnp.mean(info.update_info.acceptance_rate)
+    return Step(state.particles, after, logsumexp(log_w) - np.log(len(x)), accepted)
+
+
+def next_weights(ratios: Array, temperature: Array, share: float) -> tuple[Array, Array]:
+    """The next temperature, and the log weights that leave a share of the particles effective: [N].
+
+    ratios: log(rho / N) of particles, [N]. Those that are not finite have weight 0.
     """
-    rng, count = np.random.default_rng(seed), len(points)
-    marks = (np.arange(count) + rng.random()) / count
-    chosen = np.searchsorted(np.cumsum(weights) / weights.sum(), marks).clip(max=count - 1)
-    return points[rng.permutation(chosen)]
+    from blackjax.smc import ess, solver
+
+    finite = jnp.isfinite(ratios)
+    ratios = jnp.where(finite, ratios, -jnp.inf)
+    rise = ess.ess_solver(lambda x: x, ratios, share, 1.0 - temperature, solver.dichotomy)
+    return temperature + rise, jnp.where(finite, rise * ratios, -jnp.inf)

@@ -31,6 +31,7 @@ def describe(density: Density, count: int, seed: int, budget: int | None = None)
     numbers = {
         "log_z": found.log_z,
         "gradients": float(found.gradients),
+        "accepted": found.accepted,
         "share": share,
         "seconds": time.time() - started,
     }

@@ -4,7 +4,8 @@
 
 The network is the denoiser of eight wide Gaussians in closed form, a flow without sharp turns. The
 picture has the error of each solver at the end of the same trajectories, by its number of steps,
-and the example prints the order that the last two numbers show. Solvers that draw noise follow no
+and the example prints the order that the last two numbers show. Steps are graded, since the first
+of equal ones would bound the order of multistep solvers. Solvers that draw noise follow no
 trajectory.
 """
 

@@ -21,7 +21,7 @@ from fewstep.training.experiment import check_guidance
 from fewstep.training.generate import batch_sampler, map_batches
 from fewstep.training.location import find_teacher, parse_location
 
-FEWEST = 2  # samples: each is compared with another
+FEWEST = 2  # samples of a label: each is compared with another
 Rows = Mapping[str, np.ndarray]
 
 
@@ -43,11 +43,12 @@ def measure_maps(request: Request) -> None:
         check_same_examples(name, run, other)
         check_guidance(other.experiment, scale)
     check_guidance(run.experiment, scale)
-    samples = max(run.config.evaluate.num_samples, FEWEST)
-    rows = compute_rows(run, teacher, scale, samples)
-    numbers = map_numbers(rows)
+    labels = equal_labels(run)
+    rows = compute_rows(run, teacher, scale, labels)
+    numbers = map_numbers(rows, labels)
     for other in others:
-        numbers["beside"] = agreement(rows[MADE], compute_samples(other, run, scale, samples))
+        made = compute_samples(other, run, scale, labels)
+        numbers["beside"] = agreement(rows[MADE], made, labels)
         numbers["compared"] = describe(other)
     result = {
         "method": run.config.method,
@@ -55,7 +56,7 @@ def measure_maps(request: Request) -> None:
         "seed": run.config.seed,
         "guidance_scale": scale,
         "sampling_steps": fewest_steps(run),
-        "samples": samples,
+        "samples": len(labels),
         "teacher": describe(teacher),
         **numbers,
     }
@@ -124,20 +125,27 @@ def guided_channels(run: LoadedRun) -> int | None:
     return run.config.objective.get("guided_channels")
 
 
-def equal_labels(run: LoadedRun, samples: int) -> np.ndarray:
-    """Labels of all classes in equal shares: [samples]."""
-    return proportional_labels((1,) * run.experiment.num_classes, samples)
+def equal_labels(run: LoadedRun) -> np.ndarray:
+    """The labels of evaluate.num_samples samples, all classes in equal shares: [N].
+
+    There are more if the classes would have fewer than FEWEST each.
+    """
+    classes = run.experiment.num_classes
+    samples = max(run.config.evaluate.num_samples, FEWEST * max(classes, 1))
+    return proportional_labels((1,) * classes, samples)
 
 
-def compute_rows(run: LoadedRun, teacher: LoadedRun, scale: float, samples: int) -> Rows:
-    """The rows of eval.maps for `samples` samples of the noise of the run's evaluations."""
+def compute_rows(run: LoadedRun, teacher: LoadedRun, scale: float, labels: np.ndarray) -> Rows:
+    """The rows of eval.maps for samples of the noise of the run's evaluations."""
     own = mapper(run.experiment, fewest_steps(run), scale, guided_channels(run))
     taught = mapper(teacher.experiment, 1, scale, guided_channels(teacher))
     make = partial(map_rows, own, taught, run.experiment.space.shape, run.config.seed)
-    return joined(run, jax.jit(make), (run.params, teacher.params), samples)
+    return joined(run, jax.jit(make), (run.params, teacher.params), labels)
 
 
-def compute_samples(other: LoadedRun, run: LoadedRun, scale: float, samples: int) -> np.ndarray:
+def compute_samples(
+    other: LoadedRun, run: LoadedRun, scale: float, labels: np.ndarray
+) -> np.ndarray:
     """Another run's samples of the same noise, in its own fewest steps."""
     objective, shape = other.experiment.objective, other.experiment.space.shape
     sampler = batch_sampler(
@@ -148,11 +156,11 @@ def compute_samples(other: LoadedRun, run: LoadedRun, scale: float, samples: int
         steps=fewest_steps(other),
         guidance_scale=scale,
     )
-    return joined(run, sampler, other.params, samples)
+    return joined(run, sampler, other.params, labels)
 
 
-def joined(run: LoadedRun, make: Any, params: Any, samples: int) -> Any:
+def joined(run: LoadedRun, make: Any, params: Any, labels: np.ndarray) -> Any:
     """What a function makes of all rows, in batches, joined on the host."""
-    labels, size = equal_labels(run, samples), min(run.config.evaluate.batch_size, samples)
+    size = min(run.config.evaluate.batch_size, len(labels))
     batches: Sequence[Any] = [*map_batches(make, params, labels, size, "maps")]
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fewstep.samplers.controlled import euler_maruyama
+from fewstep.samplers.controlled import euler_maruyama, exponential
 from fewstep.samplers.multistep import deis, dpm_solver_3m, unipc
 from fewstep.samplers.ode import Solver, ddim, dpm_solver_2m, euler, genie, heun
 from fewstep.samplers.pndm import pndm
@@ -21,4 +21,5 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "ancestral": ancestral,
     "churned_heun": churned_heun,
     "euler_maruyama": euler_maruyama,
+    "exponential": exponential,
 }

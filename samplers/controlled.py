@@ -146,14 +146,25 @@ def check_noising(path: Path) -> None:
         raise ValueError(f"{needed}: path.name=vp_ddpm or vp_discrete, not {path.name}")
 
 
-def euler_maruyama() -> Solver:
-    """The diffusion of a denoiser by Euler and Maruyama, on vp_ddpm. N evaluations.
+def diffusion(discretisation: Discretisation) -> Solver:
+    """The solver that simulates the diffusion of a denoiser by a kernel. N evaluations.
 
-    With the exact score its samples have the density as N grows. Raises ValueError for other paths.
+    With the exact score its samples have the density as N grows. Raises ValueError for paths other
+    than vp_ddpm and vp_discrete.
     """
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
         check_noising(path)
-        return simulate(path, euler_kernel, control_of(denoise, path), x, times, keys).x
+        return simulate(path, discretisation, control_of(denoise, path), x, times, keys).x
 
     return solve
+
+
+def euler_maruyama() -> Solver:
+    """`diffusion` by Euler and Maruyama, the paths that `dis` trains and weighs."""
+    return diffusion(euler_kernel)
+
+
+def exponential() -> Solver:
+    """`diffusion` by the exact kernel of noising, the paths that `dds` trains and weighs."""
+    return diffusion(exponential_kernel)

@@ -44,14 +44,15 @@ class Adapted(NamedTuple):
 
 
 def adapted_size(log_density: Callable[[Array], Array], x: Array, key: Array) -> Adapted:
-    """`step_size`, halved until a step from x: [B, D] has 60 % of its proposals accepted."""
+    """`step_size`, halved until a step from x: [B, D] has 60 % of its proposals accepted.
+
+    After MOST_TRIALS it is the last one that was tried.
+    """
     first = jax.jit(lambda size: hmc(log_density, x, key, 1, size).accepted)
-    size = step_size(x.shape[-1])
-    for trial in range(1, MOST_TRIALS):
-        if first(size) >= LEAST_ACCEPTED:
-            return Adapted(size, trial)
-        size /= 2.0
-    return Adapted(size, MOST_TRIALS - 1)
+    size, trials = step_size(x.shape[-1]), 1
+    while first(size) < LEAST_ACCEPTED and trials < MOST_TRIALS:
+        size, trials = size / 2.0, trials + 1
+    return Adapted(size, trials)
 
 
 def hmc(

@@ -11,9 +11,12 @@ the constant. So with Lagrange's basis L_j, which sums to 1, and y = eps or x_0,
     x_s = DDIM(x_t) + alpha_s sum_j c_j (y_j - y),    c_j = int L_j drho, or with x_0
                                                       c_j = rho_s int e^lambda L_j dlambda.
 
-The integrals are by Gauss-Legendre quadrature, which does not cancel in float32. The first steps
-have fewer values and so a lower order. An interval that starts at pure noise or, for x_0, ends
-without noise is infinitely long: its order is 1.
+The integrals are by Gauss-Legendre quadrature, which does not cancel in float32. An interval that
+starts at pure noise or, for x_0, ends without noise is infinitely long: its order is 1.
+
+The first steps have fewer values and so a lower order. The first is a step of DDIM, whose error is
+of size N^-2 on N equal steps, or N^-3 after UniPC's correction. So solvers reach their order on
+graded grids, whose first steps are of size N^-2. On equal steps it is at most 2, or 3 for UniPC.
 """
 
 from collections.abc import Callable
@@ -138,10 +141,10 @@ def adams_bashforth(name: str, order: int, part: str, coefficients: Coefficients
 
 
 def deis(order: int = 3, variable: str = "t") -> Solver:
-    """DEIS (Zhang & Chen 2023, eq. 14): eps is a polynomial. Order `order`; N evaluations.
+    """DEIS (Zhang & Chen 2023, eq. 14): eps is a polynomial. N evaluations.
 
-    variable: of the polynomial, "t" (the paper's tAB) or "log_rho". Raises ValueError for another
-    order or variable.
+    order: on graded grids; at most 2 on equal steps. variable: of the polynomial, "t" (the paper's
+    tAB) or "log_rho". Raises ValueError for another order or variable.
     """
     check_order("deis", order)
     if variable not in VARIABLES:
@@ -155,10 +158,11 @@ def deis(order: int = 3, variable: str = "t") -> Solver:
 
 
 def dpm_solver_3m() -> Solver:
-    """DPM-Solver++(3M) (Lu et al. 2022): x_0 is a parabola in lambda. Order 3; N evaluations.
+    """DPM-Solver++(3M) (Lu et al. 2022): x_0 is a parabola in lambda. N evaluations.
 
-    It integrates the parabola exactly. The authors' code and diffusers halve its second derivative,
-    so that their solver is of order 2 (tests/parity).
+    Its order is 3 on graded grids and 2 on equal steps. It integrates the parabola exactly. The
+    authors' code and diffusers halve its second derivative, so that their solver is of order 2 on
+    both (tests/parity).
     """
     order = 3
     return adams_bashforth(
@@ -182,7 +186,9 @@ def halved_if_linear(h: Array, nodes: Array, coefficients: Array) -> Array:
 
 
 def unipc(order: int = 2) -> Solver:
-    """UniPC (Zhao et al. 2023, algorithms 5 and 7, B(h) = e^h - 1). Order p + 1; N evaluations.
+    """UniPC (Zhao et al. 2023, algorithms 5 and 7, B(h) = e^h - 1). N evaluations.
+
+    Its order is p + 1 on graded grids, and at most 3 on equal steps.
 
     A step predicts x_s from the last p values of x_0, as the other solvers. The value at the
     predicted x_s then gives the polynomial one more node, and corrects x_s for the next step. The

@@ -18,6 +18,7 @@ from fewstep.densities.posteriors import (
 )
 from fewstep.densities.table import DENSITIES, find_density, is_place
 from fewstep.densities.user_code import permit
+from fewstep.densities.wells import MOST_DELTA
 
 # Cheap to evaluate, and with exact samples.
 EXACT = ("image", "gmm9", "gmm40", "rings", "dw2", "mw54", "manywell", "funnel", "phi4-4-0.2-0")
@@ -68,6 +69,7 @@ def test_normaliser_by_quadrature_in_the_plane(name):
         ("manywell", 164.69568),
         ("phi4-8-0.2-0", 39.879128),
         ("wells-1-1-40", -1.271958),  # by quadrature about its wells, at +-6.3
+        ("wells-1-1-300", -2.279524),
     ],
 )
 def test_normalisers_known_in_closed_form_or_from_the_literature(name, log_z):
@@ -91,6 +93,37 @@ def test_samples_have_the_density(name):
         assert np.abs(moved - x[:500]).max() > 0.1
 
 
+def exact_mixture(density, means, deviation, x):
+    """log density and score of a mixture in units of x, in float64: [N], [N, D]."""
+    offset = np.asarray(x, np.float64)[:, None] - means
+    logits = -0.5 * (offset**2).sum(axis=-1) / deviation**2
+    total = np.logaddexp.reduce(logits, axis=1)
+    constant = math.log(len(means)) + 0.5 * density.dim * math.log(2.0 * math.pi * deviation**2)
+    share = np.exp(logits - total[:, None])[..., None]
+    return total - constant, -(share * offset).sum(axis=1) / deviation**2
+
+
+@pytest.mark.parametrize("name", ["gmm9", "gmm40"])
+def test_mixtures_are_those_of_double_precision_near_and_far(name):
+    """Batches of 256, in which squares of far points do not cancel to the same number twice."""
+    line = np.array([-5.0, 0.0, 5.0])
+    grid = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    forty = np.random.default_rng(0).uniform(-40.0, 40.0, (40, 2))
+    given = {"gmm9": (grid, 0.3**0.5), "gmm40": (forty, 1.0)}[name]
+    density = find_density(name)
+    score = jax.jit(jax.vmap(jax.grad(density.log_density)))
+    near = np.float32(samples(density, 256))
+    value, slope = exact_mixture(density, *given, near)
+    np.testing.assert_allclose(log_rho(density, near), value, atol=2e-5)
+    np.testing.assert_allclose(score(near), slope, atol=2e-5)
+    way = np.random.default_rng(3).standard_normal((256, 2))
+    for radius in (30.0, 2e4, 1e6, 1e9):
+        far = np.float32(radius * way / np.linalg.norm(way, axis=1, keepdims=True))
+        value, slope = exact_mixture(density, *given, far)
+        np.testing.assert_allclose(log_rho(density, far), value, rtol=1e-6)
+        np.testing.assert_allclose(score(far), slope, rtol=1e-5, atol=1e-5 * radius)
+
+
 @pytest.mark.parametrize("name", ["gmm9", "gmm40", "rings", "mw54", "dw2"])
 def test_modes_have_their_weights(name):
     density = find_density(name)
@@ -111,6 +144,13 @@ def test_moments_of_samples():
     funnel = samples(find_density("funnel"))
     assert funnel[:, 0].std() == pytest.approx(3.0, rel=0.02)
     assert (funnel[:, 1:] * np.exp(-0.5 * funnel[:, :1])).std() == pytest.approx(1.0, rel=0.02)
+
+
+def test_the_narrowest_wells_have_their_width():
+    """To first order a well is Gaussian, of variance 1 / (8 delta)."""
+    x = np.abs(samples(find_density(f"wells-1-1-{MOST_DELTA:g}")))
+    assert x.std() == pytest.approx((8.0 * MOST_DELTA) ** -0.5, rel=0.02)
+    assert len(np.unique(np.round(x, 3))) > 100
 
 
 def test_a_picture_is_sampled_in_proportion_to_its_values():
@@ -141,6 +181,12 @@ def test_a_gaussian_field_has_the_variances_of_its_modes():
     field = samples(phi4("field", 4, 0.2, 0.0)).reshape(COUNT, 4, 4)
     zero_mode = field.mean(axis=(1, 2)) * 4  # normalised Fourier mode k = 0
     assert zero_mode.var() == pytest.approx(1 / (2 - 8 * 0.2), rel=0.05)
+
+
+def test_a_field_with_self_coupling_needs_no_free_one():
+    """The zero mode of the free field has no curvature at kappa = 1/4."""
+    with np.errstate(all="raise"):
+        assert phi4("x", 4, 0.25, 0.02).log_z is None
 
 
 def test_the_self_coupling_of_a_field():
@@ -224,6 +270,8 @@ def test_a_drawn_pattern_has_the_expected_number_of_points():
     [
         ("gmm8", "did you mean 'density:gmm9'"),
         ("wells-3-4-2", "1 <= m <= d"),
+        ("wells-3-3-0", "0 < delta <= 300"),
+        ("wells-3-3-301", "0 < delta <= 300"),
         ("phi4-8-0.3-0", "kappa below 0.25"),
     ],
 )
@@ -258,6 +306,27 @@ def test_a_users_file_runs_only_if_it_is_named(tmp_path):
         (GOOD.replace("jnp.sum(x**2)", "x"), r"must return one float .* not float32 \[2\]"),
         (GOOD.replace("jnp.sum(x**2)", "jnp.sum(jnp.log(x))"), "is nan at a draw"),
         (GOOD.replace("jnp.sum(x**2)", "x @ jnp.ones(3)"), "cannot take a point of 2 numbers"),
+        (
+            GOOD.replace("jnp.sum(x**2)", "jnp.sum(jnp.where(x > 0, jnp.sqrt(x), x**2))"),
+            "the gradient of log_density of density:wrong is nan at a draw .* does not take",
+        ),
+        (GOOD + "log_z = 'a'", r"wrong.py: log_z='a' must be a finite number"),
+        (GOOD + "log_z = float('inf')", r"wrong.py: log_z=inf must be a finite number"),
+        (GOOD + "modes = [0.0, 1.0]", r"wrong.py: modes=\[0.0, 1.0\] must be a Modes"),
+        (GOOD + "sample = 3", r"wrong.py: sample\(rng, 3\) fails: TypeError"),
+        (GOOD + "def sample(rng): pass", r"wrong.py: sample\(rng, 3\) fails: TypeError"),
+        (
+            GOOD + "def sample(rng, count): return rng.standard_normal((2, count))",
+            r"wrong.py: sample\(rng, 3\) must return finite floats \[3, 2\], not float64 \[2, 3\]",
+        ),
+        (
+            GOOD + "def sample(rng, count): return [[0.0, 1.0]] * count",
+            r"wrong.py: sample\(rng, 3\) must return finite floats \[3, 2\] as an array, not a l",
+        ),
+        (
+            GOOD + "def sample(rng, count): return jnp.full((count, 2), jnp.nan)",
+            r"wrong.py: sample\(rng, 3\) must return finite floats \[3, 2\], not nan",
+        ),
     ],
 )
 def test_mistakes_in_a_users_file(code, words, tmp_path):
@@ -266,6 +335,22 @@ def test_mistakes_in_a_users_file(code, words, tmp_path):
     permit(path)
     with pytest.raises(ValueError, match=words):
         find_density(str(path))
+
+
+def test_what_a_users_file_knows_is_kept(tmp_path):
+    path = tmp_path / "known.py"
+    path.write_text(
+        "import numpy as np\nfrom fewstep.densities.density import Modes\n"
+        + GOOD
+        + "log_z = np.log(2.0 * np.pi)\n"
+        "modes = Modes(lambda x: np.zeros(len(x), int), np.ones(1))\n"
+        "def sample(rng, count): return rng.standard_normal((count, dim))\n"
+    )
+    permit(path)
+    density = find_density(str(path))
+    assert type(density.log_z) is float and density.log_z == pytest.approx(1.837877)
+    assert density.modes.weight == 1.0
+    assert density.sample(np.random.default_rng(0), 5).shape == (5, 2)
 
 
 def test_a_folder_of_the_name_of_a_density_does_not_take_its_place(tmp_path, monkeypatch):

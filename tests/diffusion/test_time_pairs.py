@@ -223,7 +223,7 @@ def test_the_edges_of_what_is_allowed():
     for curriculum in (tp.square_root, tp.doubling):
         assert int(curriculum(5, 5, total_steps=10)(10)) == 6
         curriculum(2, 19_999, total_steps=10)
-        with pytest.raises(ValueError, match="curriculum.last=20001"):
+        with pytest.raises(ValueError, match="curriculum.last=20000 must be 19999 or less"):
             curriculum(2, 20_000, total_steps=10)
     assert int(tp.doubling(1, 2, total_steps=10)(0)) == 2
     tp.grid_pairs(uniform_spacing(path), tp.constant(4), skip=3)
@@ -231,9 +231,19 @@ def test_the_edges_of_what_is_allowed():
         tp.grid_pairs(uniform_spacing(path), tp.constant(4), skip=4)
     for fields in ({"stages": 1}, {"q": 1.01}, {"k": 0.0}, {"b": 0.01}):
         tp.shrinking_pairs(path, draw, total_steps=10, **fields)
-    tp.shrinking_pairs(path, draw, total_steps=10, stages=20)  # 2^20
+    tp.shrinking_pairs(path, draw, total_steps=10, stages=16)  # 2^16
     with pytest.raises(ValueError, match="take fewer stages"):
-        tp.shrinking_pairs(path, draw, total_steps=10, stages=21)
+        tp.shrinking_pairs(path, draw, total_steps=10, stages=17)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_closest_pairs_have_two_times_above_the_data_end(name):
+    path, stages = PATHS[name](), int(np.log2(tp.MOST_SHRINKING))
+    rho = jnp.concatenate([jnp.geomspace(1e-3, 80.0, 50_000), jnp.linspace(60.0, 100.0, 50_000)])
+    times = jnp.clip(path.time_at(rho), path.t_min, path.t_max)
+    pairs = tp.shrinking_pairs(path, lambda key, count: times, total_steps=8, stages=stages)
+    t, s = jax.jit(pairs, static_argnums=1)(KEY, len(rho), jnp.int32(7))
+    assert ((s < t) | (t == path.t_min)).all() and (t > path.t_min).mean() > 0.9
 
 
 def test_a_run_shorter_than_its_curriculum_has_stages_of_one_step():

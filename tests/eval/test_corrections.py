@@ -9,8 +9,7 @@ import pytest
 
 from fewstep.densities.density import Density
 from fewstep.eval import corrections
-from fewstep.eval.corrections import counted, hmc_row, weighted_row
-from fewstep.eval.smc import resampled
+from fewstep.eval.corrections import counted, hmc_row, resampled, weighted_row
 from fewstep.objectives.flow_weights import weighted_rows
 from fewstep.samplers.hmc import Adapted, gradients, hmc
 from fewstep.training.cost.sampling_cost import Counts
@@ -70,6 +69,31 @@ def test_resampling_keeps_each_point_as_often_as_its_weight():
     weights = np.repeat([0.0, 1.0, 2.0, 1.0], 25)
     counts = np.bincount(resampled(points, weights, 0)[:, 0].astype(int), minlength=4)
     np.testing.assert_array_equal(counts, [0, 25, 50, 25])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_left_out(bad):
+    """Samples at 0 and 1 have weights 1 and 3, and one at 9 has none."""
+    order = np.random.default_rng(0).permutation(300) % 3
+    x, log_w = np.array([[0.0, 1.0, 9.0], [0.0, math.log(3.0), bad]])[:, order]
+    rows = {"x": x[:, None] / SCALE, "log_w": log_w, "sign": np.ones(300)}
+    row = weighted_row(DENSITY, rows, moments)
+    assert row["mean"] == pytest.approx(0.75, abs=0.03)
+    assert row["left_out"] == pytest.approx(1.0 / 3.0)
+    assert row["log_z"] == pytest.approx(math.log(4.0 / 3.0))
+    assert row["ess"] == pytest.approx(16.0 / 30.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_without_any_weight_has_no_metrics(bad):
+    rows = {"x": np.zeros((5, 1)), "log_w": np.full(5, bad), "sign": np.ones(5)}
+    assert weighted_row(DENSITY, rows, moments) == {"left_out": 1.0}
+
+
+@pytest.mark.parametrize("weights", [[0.0, np.nan], [1.0, np.inf], [0.0, 0.0]])
+def test_points_are_not_resampled_by_weights_that_say_nothing(weights):
+    with pytest.raises(ValueError, match="the sum of weights is .*; it must be finite"):
+        resampled(np.zeros((2, 1)), np.array(weights), 0)
 
 
 def test_counts_of_a_row():

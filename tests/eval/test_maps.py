@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
+from fewstep.data import proportional_labels
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.time_pairs import constant
 from fewstep.eval.maps import (
@@ -60,7 +61,7 @@ def measured(model, objective, teacher_path=PATH):
     ]
     make = partial(map_rows, *(mapper(run, 1, 1.0) for run in runs), (2,), 3)
     rows = jax.device_get(jax.jit(make)((NO_OFFSET, NO_OFFSET), ROWS, LABELS))
-    return map_numbers(rows), rows
+    return map_numbers(rows, LABELS), rows
 
 
 STUDENTS = {
@@ -162,7 +163,16 @@ def test_a_denoiser_guides_as_many_channels_as_in_its_samples():
 
 def test_agreement_is_one_for_equal_maps_and_zero_for_independent_ones():
     one, other = np.random.default_rng(0).standard_normal((2, 20_000, 2))
-    assert agreement(one, one) == 1.0
-    assert agreement(one, other) == pytest.approx(0.0, abs=0.02)
+    none = np.full(20_000, -1)
+    assert agreement(one, one, none) == 1.0
+    assert agreement(one, other, none) == pytest.approx(0.0, abs=0.02)
     # Half of the variance is shared.
-    assert agreement(one, (one + other) / 2**0.5) == pytest.approx(0.5**0.5, abs=0.02)
+    assert agreement(one, (one + other) / 2**0.5, none) == pytest.approx(0.5**0.5, abs=0.02)
+
+
+def test_maps_that_share_only_the_label_do_not_agree():
+    labels = proportional_labels((1, 1, 1), 20_001)
+    noise = np.random.default_rng(0).standard_normal((2, 20_001, 2))
+    one, other = 2.0 * labels[:, None] + noise
+    assert agreement(one, one, labels) == 1.0
+    assert agreement(one, other, labels) == pytest.approx(0.0, abs=0.02)

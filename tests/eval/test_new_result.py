@@ -1,8 +1,11 @@
-"""The protocol of an evaluation tells samples apart that a field of the objective changes."""
+"""The protocol of an evaluation tells samples apart that a field of the objective changes.
+
+Numbers that a result may not have are left out of it with a warning.
+"""
 
 import pytest
 
-from fewstep.eval.new_result import evaluation_protocol
+from fewstep.eval.new_result import add_numbers, add_rows, evaluation_protocol
 from fewstep.training.experiment import build
 from tests.training.runs import small_config
 
@@ -24,3 +27,17 @@ def test_what_changes_samples_changes_the_id(method, field, values):
         config = small_config(method, **{f"objective.{field}": value})
         ids.append(evaluation_protocol(build(config), config, 5, 1, None).id)
     assert len({*ids}) == 2
+
+
+def test_numbers_that_are_not_finite_are_left_out_with_a_warning():
+    result = {"metrics": {}, "warnings": [], "real": {}}
+    add_numbers(result, {"elbo": -1.0, "ess": float("nan")})
+    add_rows(result, {"weighted": {"log_z": float("-inf"), "left_out": 0.25}, "hmc": {"bad": 1e16}})
+    assert result["metrics"] == {"elbo": -1.0}
+    assert result["rows"] == {"weighted": {"left_out": 0.25}, "hmc": {}}
+    assert result["warnings"] == [
+        "ess is not finite, or too large",
+        "importance-weighted: log_z is not finite, or too large",
+        "importance-weighted: 25% of the samples have no finite weight and count as 0",
+        "after ten HMC steps: bad is not finite, or too large",
+    ]

@@ -1,7 +1,9 @@
 """--mode=evaluate --maps on runs of exact networks, in place of those that `load_run` reads."""
 
 import json
+from collections import Counter
 from importlib import import_module
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -74,6 +76,16 @@ def test_numbers_curves_and_ends_are_written(folders, capsys):
     assert pictures == {"step_00000030_curves.png", "step_00000030_ends.png"}
     assert "agreement with the teacher 1.0000" in capsys.readouterr().out
     assert newest_maps(run) == result and newest_maps(folders / "flow") is None
+
+
+@pytest.mark.parametrize(
+    ("classes", "asked", "counts"),
+    [(0, 1, {-1: 2}), (3, 4, {0: 2, 1: 2, 2: 2}), (2, 5, {0: 3, 1: 2})],
+)
+def test_every_label_has_samples_to_compare(classes, asked, counts):
+    fields = SimpleNamespace(evaluate=SimpleNamespace(num_samples=asked))
+    run = SimpleNamespace(config=fields, experiment=SimpleNamespace(num_classes=classes))
+    assert Counter(MAPS.equal_labels(run).tolist()) == counts
 
 
 def test_a_page_has_the_curves_of_the_runs_with_maps(folders):

@@ -10,11 +10,11 @@ import pytest
 
 from fewstep.diffusion.path import PATHS, vp_ddpm
 from fewstep.diffusion.spacing import karras_spacing, quadratic_spacing
+from fewstep.samplers import SOLVERS
 from fewstep.samplers.controlled import (
     check_noising,
     control_of,
     euler_kernel,
-    euler_maruyama,
     exponential_kernel,
     log_prior,
     noising_rate,
@@ -125,14 +125,30 @@ def test_a_detached_path_leaves_the_gradient_of_a_fixed_path():
     assert found == pytest.approx(float(gradient(0.3, 5.0)), rel=1e-4)
 
 
-def test_the_solver_samples_the_density():
+@pytest.mark.parametrize("name", ["euler_maruyama", "exponential"])
+def test_the_solver_samples_the_density(name):
     rows = 8_000
     eps = jax.random.normal(jax.random.key(5), (rows, 2))
     keys = jax.random.split(jax.random.key(6), rows)
     times = jnp.linspace(PATH.t_max, PATH.t_min, 161)
-    x = jax.jit(lambda: euler_maruyama()(TARGET.denoiser(PATH), PATH, eps, times, keys))()
+    x = jax.jit(lambda: SOLVERS[name]()(TARGET.denoiser(PATH), PATH, eps, times, keys))()
     np.testing.assert_allclose(x.mean(axis=0), TARGET.mean, atol=0.05)
     np.testing.assert_allclose(x.var(axis=0), TARGET.variance, rtol=0.08)
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("euler_maruyama", "euler"), ("exponential",) * 2])
+def test_the_variance_after_few_steps_is_that_of_the_kernel(name, kernel):
+    """Of N(0, 1), whose control is 0: c^2 v + a, which is 1 for the exact noising alone."""
+    rows, times, variance = 20_000, jnp.linspace(PATH.t_max, PATH.t_min, 4), 1.0
+    eps = jax.random.normal(jax.random.key(5), (rows, 2))
+    keys = jax.random.split(jax.random.key(6), rows)
+    normal = Gaussian(jnp.zeros(2), jnp.ones(2)).denoiser(PATH)
+    x = jax.jit(lambda: SOLVERS[name]()(normal, PATH, eps, times, keys))()
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        c, a = KERNELS[kernel](PATH, t, s)
+        variance = c**2 * variance + a
+    np.testing.assert_allclose(x.var(axis=0), variance, rtol=0.04)
+    assert (abs(variance - 1.0) < 1e-4) == (name == "exponential")
 
 
 @pytest.mark.parametrize("name", ["linear", "ve", "vp_cosine", "trigflow"])

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.samplers.hmc import LEAST_ACCEPTED, adapted_size, gradients, hmc, step_size
+from fewstep.samplers.hmc import (
+    LEAST_ACCEPTED,
+    MOST_TRIALS,
+    adapted_size,
+    gradients,
+    hmc,
+    step_size,
+)
 
 MEAN, DEVIATION, COUNT = jnp.array([1.0, -0.5]), jnp.array([0.6, 1.5]), 8000
 EXACT = MEAN + DEVIATION * jax.random.normal(jax.random.key(0), (COUNT, 2))
@@ -43,6 +50,19 @@ def test_a_step_is_halved_until_most_proposals_are_accepted(narrow, halvings):
     assert (size, trials) == (step_size(2) / 2**halvings, halvings + 1)
     accepted = [hmc(target, x, key, 1, each).accepted for each in (size, 2.0 * size)]
     assert accepted[0] >= LEAST_ACCEPTED and (accepted[1] < LEAST_ACCEPTED) == (halvings > 0)
+
+
+def test_a_search_that_fails_ends_with_a_size_that_it_tried():
+    sizes = []
+
+    def nowhere(x):
+        jax.debug.callback(lambda _: sizes.append(1), x[0])
+        return jnp.nan * jnp.sum(x)
+
+    found = adapted_size(nowhere, EXACT[:1], jax.random.key(0))
+    jax.effects_barrier()
+    assert found == (step_size(2) / 2 ** (MOST_TRIALS - 1), MOST_TRIALS)
+    assert len(sizes) == found.trials * gradients(1)
 
 
 def test_a_proposal_without_a_number_is_refused():
