@@ -41,7 +41,7 @@ def solver(name: str = "euler") -> ConfigDict:
     return ConfigDict(
         {
             # euler, ddim, heun, genie, deis, dpm_solver_2m, dpm_solver_3m, unipc, pndm; ancestral,
-            # churned_heun; on vp_ddpm euler_maruyama
+            # churned_heun; on vp_ddpm and vp_discrete euler_maruyama, exponential
             "name": name,
             "order": placeholder(int),  # deis, unipc: 1, 2 or 3
             "variable": placeholder(str),  # deis: t or log_rho, of the polynomial of eps
@@ -78,7 +78,8 @@ def dis() -> ConfigDict:
             "name": "dis",
             "path_loss": "log_variance",  # or kl
             "path_steps": 100,  # steps of a path in training
-            "solver": solver("heun"),  # of sampling; euler_maruyama is the diffusion itself
+            # Of sampling. The diffusion itself is euler_maruyama for dis, exponential for dds.
+            "solver": solver("heun"),
             "spacing": spacing(),  # of the steps
         }
     )

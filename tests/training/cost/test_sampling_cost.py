@@ -30,6 +30,7 @@ def test_a_number_of_steps_that_a_method_cannot_make_is_refused():
     [
         ("dis", {}, {1: (1, 1), 4: (7, 7)}),
         ("dis", {"objective.solver.name": "euler_maruyama"}, {4: (4, 4)}),
+        ("dds", {"objective.solver.name": "exponential"}, {4: (4, 4)}),
         ("dis", {"model.score_input": False}, {4: (7, 0)}),
         ("scds", {}, {1: (1, 1), 4: (4, 4)}),
     ],
