@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from fewstep.configs.methods import TEACHERS
-from fewstep.configs.python import read_config
+from fewstep.configs.python import plain_fields, read_config
 from fewstep.diffusion.path import Path as DiffusionPath
 from fewstep.eval.given import read_samples
 from fewstep.eval.measure_given import measure_given
@@ -100,10 +101,11 @@ class Run:
         Image i has the noise of seed + i, and so is the one of --mode=sample with that seed, label
         and steps, bit for bit. The first call with a pair of (steps, batch_size) compiles.
 
-        labels: N classes by index or name; by default image i has class (seed + i) modulo their
-        number, as in --mode=sample. count: N, without labels. steps: sampling steps. guidance: its
-        scale, form A; None is the run's own. batch_size: rows that the devices compute together,
-        also for fewer samples; None is evaluate.batch_size of the run. Bits may depend on it.
+        labels: N classes by index, name, or range such as "0-9"; by default image i has class
+        (seed + i) modulo their number, as in --mode=sample. count: N, without labels. steps:
+        sampling steps. guidance: its scale, form A; None is the run's own. batch_size: rows that
+        the devices compute together, also for fewer samples; None is evaluate.batch_size of the
+        run. Bits may depend on it.
 
         Raises ValueError for a label that is not a class, or what the run cannot sample;
         NonFiniteError for samples that are not finite.
@@ -120,15 +122,20 @@ class Run:
 
     def _draw(self, labels: Sequence[int | str] | None, count: int | None, seed: int) -> Draw:
         """The pairs of seed and label of a call of `sample`. Raises ValueError."""
-        if labels is not None and count not in (None, len(labels)):
-            raise ValueError(f"count={count}, but there are {len(labels)} labels; leave out count")
-        number = (COUNT if count is None else count) if labels is None else len(labels)
-        if number < 1:
-            raise ValueError(f"{number} samples are none; ask for 1 or more")
+        if labels is not None and np.ndim(labels) == 0:
+            raise ValueError(
+                f"labels={labels!r} is one label; give a list with one for each image, as in "
+                f"labels=[{labels!r}] * {COUNT}"
+            )
         classes = self._loaded.experiment.num_classes
         asked = () if labels is None else labels
         plain = [each if isinstance(each, str) else operator.index(each) for each in asked]
         chosen = choose_labels(plain, classes, self.classes)
+        if labels is not None and count not in (None, len(chosen)):
+            raise ValueError(f"count={count}, but there are {len(chosen)} labels; leave out count")
+        number = (COUNT if count is None else count) if labels is None else len(chosen)
+        if number < 1:
+            raise ValueError(f"{number} samples are none; ask for 1 or more")
         seeds = range(operator.index(seed), operator.index(seed) + number)
         check_draw(1, (seeds[0], seeds[-1]))
         return choose_pairs(seeds, chosen, classes)
@@ -148,11 +155,16 @@ class Run:
         one number, in [path.t_min, path.t_max]. labels: int [B] or one number; None and -1 are the
         null class. A one-step generator predicts data at t_max alone. Differentiable; JAX
         transforms it.
+
+        Raises ValueError for integer x_t, and for a label that is not a class, if JAX knows its
+        value.
         """
-        x_t = jnp.asarray(x_t, jnp.float32)
-        rows = x_t.shape[:1]
-        label = jnp.broadcast_to(jnp.asarray(-1 if labels is None else labels, jnp.int32), rows)
-        condition = {"label": label}
+        x_t = jnp.asarray(x_t)
+        if not jnp.issubdtype(x_t.dtype, jnp.floating):
+            raise ValueError(f"x_t is {x_t.dtype}; give floats around [-1, 1], as x / 127.5 - 1 is")
+        x_t, rows = x_t.astype(jnp.float32), x_t.shape[:1]
+        label = self._checked_labels(-1 if labels is None else labels)
+        condition = {"label": jnp.broadcast_to(label, rows)}
         if self.model.network.guidance_input:
             scale = jnp.float32(self.objective.guidance_scale)
             condition["guidance_scale"] = jnp.broadcast_to(scale, rows)
@@ -162,6 +174,23 @@ class Run:
                 condition[name] = jnp.broadcast_to(jnp.float32(end), rows)
         times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), rows)
         return self._endpoints(self.params, x_t, times, condition).x_0
+
+    def _checked_labels(self, labels: ArrayLike) -> Array:
+        """The labels as int32. Raises ValueError for known ones that are no class."""
+        classes = self._loaded.experiment.num_classes
+        if any(isinstance(part, Tracer) for part in jax.tree.leaves(labels)):
+            found = jnp.asarray(labels)
+            fits = np.issubdtype(found.dtype, np.integer)
+        else:
+            found = np.asarray(labels)
+            fits = (
+                np.issubdtype(found.dtype, np.integer) and ((found >= -1) & (found < classes)).all()
+            )
+        if not fits:
+            raise ValueError(
+                f"labels={labels} must be integers from -1, the null class, to {classes - 1}"
+            )
+        return jnp.asarray(found, jnp.int32)
 
     @cached_property
     def _endpoints(self) -> Any:
@@ -194,14 +223,16 @@ def load(
         return Run(load_run(request))
 
 
-def config(name: str, **fields: Any) -> Config:
+def config(name: str | os.PathLike[str], **fields: Any) -> Config:
     """The config FILE[:METHOD] with some fields replaced.
 
     name: such as configs/digits.py:shortcut; a file that is not here comes with Fewstep. fields: by
-    dotted name, as in **{"optimizer.learning_rate": 3e-4}.
+    dotted name, as in **{"optimizer.learning_rate": 3e-4}, or those of a group as a dictionary, as
+    in optimizer={"learning_rate": 3e-4}.
 
     Raises ValueError for a file, method or field that does not exist, and for a wrong value.
     """
+    name, fields = os.fspath(name), plain_fields(fields)
     read = read_config(expand_home(name), fields)
     permit_code(read.data.name, read.teacher)
     return Config(checked(read), fields, name)

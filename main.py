@@ -95,7 +95,7 @@ def main(_: list[str]) -> None:
     keep_freed_memory()
     try:
         asked = read_request()
-        enable_compilation_cache(asked)
+        enable_compilation_cache(asked, MODES[MODE.value].trains)
         where = clusters.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         if where or DISTRIBUTED.value:
             joining.join(where, JOIN_TIMEOUT.value)
@@ -213,14 +213,13 @@ def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
         message = in_words(error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    if "Traceback" in message:  # absl quotes that of a config file; its last line has the error
-        message = message.strip().splitlines()[-1].partition(": ")[2]
     processes.exit_with_error(code, f"error: {' '.join(message.split())}")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the flags and read the config file with its overrides. --help exits with code 0."""
     command_line.accept_none()
+    argv = sys.argv = command_line.spread_groups(argv)  # where absl looks for fields of --config
     if HELP & {*argv}:
         show_usage(argv)
     try:

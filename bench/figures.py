@@ -9,10 +9,11 @@
 `keep` reads every evaluation of the runs in a folder, those during training included, and adds them
 to the file, so that runs of several days and machines stand in one table. Evaluations by two
 metrics, as of curves and of final figures, are not alike: it keeps those of the newest, or of
---metric, and says what it leaves out. `show` takes of each run the last evaluation within the
-budget: images seen or forward passes of one image (docs/performance.md), with --teachers together
-with the training of its teachers. Each data set or density has a table, with what real images and
-the other rows of evaluations have instead of samples below it.
+--metric, a name or the id of a result, and says what it leaves out. `show` takes of each run the
+last evaluation within the budget: images seen or forward passes of one image (docs/performance.md),
+with --teachers together with the training of its teachers. Runs of one name that differ in more
+than the seed have rows of their own. Each data set or density has a table, with what real images
+and the other rows of evaluations have instead of samples below it.
 """
 
 import argparse
@@ -21,11 +22,26 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from bench.kept_figures import IMAGES, INSTEAD, PASSES, Run, by_data, keep_runs, read_figures
+from bench.kept_figures import (
+    IMAGES,
+    INSTEAD,
+    PASSES,
+    Run,
+    by_data,
+    differing_words,
+    fields_of,
+    groups_of,
+    keep_runs,
+    read_figures,
+)
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.report.results import ROWS
 from fewstep.messages import unknown_choice
+from fewstep.training.storage.environment import count_text
 
+# Ways of sampling, and their words in a heading if they vary between runs of one name.
+WAYS = {"network": "{}", "guidance_scale": "guidance {:g}"}
+Found = tuple[Run, list[Mapping[str, Any]]]  # a run, and its last evaluations within a budget
 SHOWN = (MAIN, "agreement", "recall")  # metrics of a cell by default
 
 
@@ -39,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep.add_argument("folders", nargs="+", type=Path, help="of runs, or with runs in them")
     keep.add_argument("--to", type=Path, required=True, help="JSON file to add to")
     keep.add_argument("--name", help="heading of the runs; their method by default")
-    keep.add_argument("--metric", help="which evaluations; by default those like the newest")
+    keep.add_argument(
+        "--metric",
+        help="which evaluations, by the name of their metric or the id of one; default: the newest",
+    )
     show = parts.add_parser("show", help="print a table at equal cost of training")
     show.add_argument("file", type=Path)
     budget = show.add_mutually_exclusive_group(required=True)
@@ -74,7 +93,12 @@ def check_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> None:
 
 
 def cost(run: Run, step: int, kind: str, teachers: bool) -> float:
-    """What a run cost up to a training step; without a count of passes, infinity."""
+    """What a run cost up to a training step; infinity if that is unknown.
+
+    It is without a count of passes, and for a network that others or another run have trained.
+    """
+    if step == 0 or run.get("imported") or fields_of([run]).get("started_from"):
+        return float("inf")
     per_image = 1 if kind == IMAGES else run["passes_per_image"]
     before = run["teachers"][kind] if teachers and run["teachers"] else 0
     if per_image is None or before is None:
@@ -110,53 +134,101 @@ def table(
     teachers: bool = False,
     metrics: Sequence[str] = SHOWN,
 ) -> str:
-    """A Markdown table: a row for each heading, a column for each number of sampling steps.
+    """A Markdown table: rows for each group of runs, a column for each number of sampling steps.
 
     Networks, solvers and guidance scales other than the run's, and the other rows of an evaluation,
     such as samples after HMC, have rows of their own. A cell has the means of the metrics over
-    seeds, and the range of the first.
+    seeds, and the range of the first. The sentences below say which runs are in no mean.
     """
-    groups: dict[str, list[tuple[Run, list[Mapping[str, Any]]]]] = {}
-    left_out: list[str] = []
-    for run in runs:
-        found = at_budget(run, kind, budget, teachers)
-        if found:
-            groups.setdefault(run["name"], []).append((run, found))
-        else:
-            left_out.append(f"`{run['name']}`, seed {run['seed']}")
-    every = sorted({e["sampling_steps"] for g in groups.values() for _, es in g for e in es})
+    groups, notes = found_groups(runs, kind, budget, teachers)
+    every = sorted(
+        {e["sampling_steps"] for found in groups.values() for _, es in found for e in es}
+    )
     heads = ["method", "seeds", kind, *(f"{n} step{'s' * (n > 1)}" for n in every)]
     lines = [heads, ["---"] * len(heads)]
-    for name, members in groups.items():
-        spent = mean(cost(run, found[0]["step"], kind, teachers) for run, found in members)
-        rows: dict[str, list[Mapping[str, Any]]] = {"": []}
-        own_runs = enumerate(found for _, found in members)
-        for e in ({**e, "run": index} for index, found in own_runs for e in found):
-            own = e.get("setting", "")
-            rows.setdefault(own, []).append(e)
-            for row in e.get("rows", {}):
-                words = ", ".join(filter(None, [own, ROWS[row]]))
-                rows.setdefault(words, []).append({**e, "metrics": e["rows"][row]})
-        for words, evaluations in rows.items():
-            if not evaluations:
-                continue
-            heading = ", ".join(filter(None, [f"`{name}`", words]))
-            start = [str(len({e["run"] for e in evaluations})), f"{spent:,.0f}"]
-            lines.append([heading, *start, *columns(evaluations, every, metrics)])
+    for heading, found in groups.items():
+        spent = mean(cost(run, own[0]["step"], kind, teachers) for run, own in found)
+        for words, evaluations in rows_of(found).items():
+            seeds = len({e["run"] for e in evaluations})
+            start = [", ".join(filter(None, [heading, words])), str(seeds), f"{spent:,.0f}"]
+            lines.append([*start, *columns(evaluations, every, metrics, seeds)])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    if left_out:
-        text += f"\n\nNothing known within the budget: {'; '.join(left_out)}."
-    return text
+    return "\n\n".join([text, *notes])
+
+
+def found_groups(
+    runs: Sequence[Run], kind: str, budget: float, teachers: bool
+) -> tuple[dict[str, list[Found]], list[str]]:
+    """The runs that a mean is over, by heading, and sentences on those left out."""
+    groups: dict[str, list[Found]] = {}
+    unknown: list[str] = []
+    behind: list[str] = []
+    for name, of_name in groups_of(runs).items():
+        last_of = {id(run): at_budget(run, kind, budget, teachers) for g in of_name for run in g}
+        varying = varying_ways([e for last in last_of.values() for e in last])
+        for words, group in zip(differing_words(of_name), of_name, strict=True):
+            heading = ", ".join(filter(None, [f"`{name}`", words]))
+            furthest = max((e["step"] for run in group for e in last_of[id(run)]), default=0)
+            for run in group:
+                label = f"`{name}`, seed {run['seed']}"
+                last = [{**e, "setting": setting(e, varying)} for e in last_of[id(run)]]
+                if not last:
+                    unknown.append(label)
+                elif last[0]["step"] == furthest:
+                    groups.setdefault(heading, []).append((run, last))
+                else:
+                    behind.append(f"{label} (step {last[0]['step']:,}, not {furthest:,})")
+    notes = {"Nothing known within the budget": unknown, "In no mean, at an earlier step": behind}
+    return groups, [f"{text}: {'; '.join(those)}." for text, those in notes.items() if those]
+
+
+def varying_ways(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Of network and guidance scale, those in which evaluations differ."""
+    values = {way: {e.get(way) for e in evaluations} - {None} for way in WAYS}
+    return [way for way, found in values.items() if len(found) > 1]
+
+
+def setting(evaluation: Mapping[str, Any], varying: Sequence[str]) -> str:
+    """How samples were made, in words: by a solver that is not the run's, and what varies.
+
+    Older versions have kept these words.
+    """
+    if "setting" in evaluation or "solver" not in evaluation:
+        return evaluation.get("setting", "")
+    words = {way: form.format(evaluation[way]) for way, form in WAYS.items() if way in varying}
+    named = [words.get("network"), evaluation["solver"], words.get("guidance_scale")]
+    return ", ".join(filter(None, named))
+
+
+def rows_of(found: Sequence[Found]) -> dict[str, list[Mapping[str, Any]]]:
+    """The evaluations of a group by what their row says; each has the index of its run as `run`.
+
+    Those made in the run's own way come first.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {"": []}
+    for index, (_, evaluations) in enumerate(found):
+        for e in evaluations:
+            own = {**e, "run": index}
+            rows.setdefault(e["setting"], []).append(own)
+            for row in e.get("rows", {}):
+                words = ", ".join(filter(None, [e["setting"], ROWS[row]]))
+                rows.setdefault(words, []).append({**own, "metrics": e["rows"][row]})
+    return {words: those for words, those in rows.items() if those}
 
 
 def columns(
-    evaluations: Sequence[Mapping[str, Any]], every: Sequence[int], metrics: Sequence[str]
+    evaluations: Sequence[Mapping[str, Any]],
+    every: Sequence[int],
+    metrics: Sequence[str],
+    seeds: int,
 ) -> list[str]:
-    """A cell for each number of sampling steps."""
-    return [
-        cell([e["metrics"] for e in evaluations if e["sampling_steps"] == n], metrics)
-        for n in every
-    ]
+    """A cell for each number of sampling steps, which says if it is of fewer than the seeds."""
+    cells = []
+    for n in every:
+        found = [e for e in evaluations if e["sampling_steps"] == n]
+        own, text = len({e["run"] for e in found}), cell([e["metrics"] for e in found], metrics)
+        cells.append(f"{text} ({count_text(own, 'seed')})" if text and own < seeds else text)
+    return cells
 
 
 def cell(found: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> str:

@@ -5,7 +5,7 @@
 
 Every measurement runs in its own process (bench.measure, bench.torch_peer), which is ended when
 --minutes are over. OUT/results.json keeps the results; the same command on the same kind of device
-measures what is missing. OUT/results.png shows them.
+and the same JAX measures what is missing. OUT/results.png shows them.
 """
 
 import argparse
@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS, PLOT = "results.json", "results.png"
 SAMPLING_STEPS = (1, 4, 128)
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OutOfMemoryError")
+ASKED = "asked_batch_size"  # of a row: the largest one that was to be tried
 Row = dict[str, Any]
 # (module, fields, seconds left) -> the row that the module prints
 Measure = Callable[[str, Mapping[str, Any], float], Row]
@@ -114,18 +115,19 @@ def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Meas
     fields = small if items and items[0].fields.get("seconds") else {}
     ceilings = measure("bench.measure", {"kind": "ceilings", **fields}, left())
     print(json.dumps(ceilings), flush=True)
-    rows = known_rows(out / RESULTS, ceilings["device"])
+    rows = known_rows(out / RESULTS, ceilings, items)
     for item in items:
         if "images_per_second" in rows.get(item.name, {}):
             continue
         if left() <= 0.0:
             break
         try:
-            rows[item.name] = add_mfu(measure_first_that_fits(item, left, measure), ceilings)
+            row = add_mfu(measure_first_that_fits(item, left, measure), ceilings)
         except subprocess.TimeoutExpired:
             break
         except MeasurementError as error:
-            rows[item.name] = {"error": str(error)}
+            row = {"error": str(error)}
+        rows[item.name] = {**row, ASKED: item.fields["batch_size"]}
         print(item.name, json.dumps(rows[item.name]), flush=True)
         write_json(out / RESULTS, {"ceilings": ceilings, "rows": rows})
         plot(rows, out / PLOT)
@@ -134,12 +136,18 @@ def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Meas
         print(f"not measured, start again for these: {'; '.join(missing)}", flush=True)
 
 
-def known_rows(path: Path, device: str) -> dict[str, Row]:
-    """The rows of earlier calls, if they are of the same kind of device."""
+def known_rows(path: Path, ceilings: Row, items: Sequence[Item]) -> dict[str, Row]:
+    """The rows of earlier calls on the same kind of device and the same JAX.
+
+    Without those of items that are now asked for at another batch size.
+    """
     if not path.exists():
         return {}
-    record = json.loads(path.read_text())
-    return record["rows"] if record["ceilings"]["device"] == device else {}
+    record, sizes = json.loads(path.read_text()), {i.name: i.fields["batch_size"] for i in items}
+    if any(record["ceilings"].get(name) != ceilings[name] for name in ("device", "jax")):
+        return {}
+    rows = record["rows"].items()
+    return {n: row for n, row in rows if n not in sizes or row.get(ASKED) == sizes[n]}
 
 
 def add_mfu(row: Row, ceilings: Row) -> Row:

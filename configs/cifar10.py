@@ -69,8 +69,7 @@ PUBLISHED = {
     # 0.5 M images. Their augmentation is left out.
     "edm": Published(390_000, 512, "adam", 1e-3, 0.13, 0.9993, 19_531),
     # Song et al. 2023, table 3.
-    "cd": Published(800_000, 512, "radam", 4e-4, 0.0, 0.9999),
-    "ct": Published(800_000, 512, "radam", 4e-4, 0.0, 0.9999),
+    **dict.fromkeys(("cd", "cd_flow", "ct"), Published(800_000, 512, "radam", 4e-4, 0.0, 0.9999)),
     # Berthelot et al. 2023, their repository's command: 96 M images in two stages.
     "tract": Published(375_000, 256, "adam", 2e-4, 0.0, 0.99996, 0, 1.0),
     # Kim et al. 2024, their repository for CIFAR-10: 10,000 to 50,000 steps without GAN.
@@ -155,9 +154,15 @@ def mean_flow(config: ConfigDict) -> None:
     config.ema.decays = (0.99995,)
 
 
+def million_pairs(config: ConfigDict) -> None:
+    """Luhman & Luhman 2021: about a million pairs, 25 GB of memory on each host."""
+    config.pairs.count = 1_000_000
+
+
 def direct(config: ConfigDict) -> None:
-    """Luhman & Luhman 2021: about a million pairs of 100 steps, 25 GB of memory on each host."""
-    config.pairs.count, config.pairs.steps = 1_000_000, 100
+    """Their pairs, of 100 steps."""
+    million_pairs(config)
+    config.pairs.steps = 100
 
 
 # The papers' other settings for CIFAR-10 are the methods' defaults: N = 18 in Karras spacing for
@@ -167,11 +172,12 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{method.__name__: one_step for method in methods.ONE_STEP},
     **dict.fromkeys(("sim", "sim_flow"), sim),
     **dict.fromkeys(("diff_instruct", "diff_instruct_flow"), diff_instruct),
-    "cd": cd,
+    **dict.fromkeys(("cd", "cd_flow"), cd),
     "progressive": progressive,
     "edm": edm,
     "mean_flow": mean_flow,
     **dict.fromkeys(("direct", "reflow"), direct),  # the pairs of reflow are ours
+    "reflow_distill": million_pairs,
     **dict.fromkeys(("ict", "ect"), second_time(0.821)),  # a noise level; Geng et al. 2024
     **dict.fromkeys(("sct", "scd"), second_time(1.1)),  # an angle; Lu & Song 2025
 }

@@ -1,5 +1,6 @@
 """Reads --config from the command line: the file, its overrides and None."""
 
+import ast
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +12,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fewstep.configs import base, overrides
-from fewstep.configs.fields import unknown_field_message
+from fewstep.configs.fields import spread, unknown_field_message
 from fewstep.configs.methods import METHODS, choose
 from fewstep.messages import did_you_mean, nearest_name
 
@@ -94,7 +95,7 @@ def config_of_method(method: str) -> ConfigDict:
         values([sys.argv[0], f"--config={file}:{method}", *overridden])
     except (flags.Error, KeyError, AttributeError) as error:
         unknown = explain_unknown_field(f"{file}:{method}", overridden)
-        raise ValueError(f"{method}: {unknown}" if unknown else str(error)) from error
+        raise ValueError(f"{method}: {unknown}" if unknown else explain_value(error)) from error
     return config_from_flags(values)
 
 
@@ -104,6 +105,33 @@ def config_without_overrides(path: str) -> ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=sys.argv[:1])
     values([sys.argv[0], f"--config={path}"])
     return values["config"].value
+
+
+def spread_groups(argv: Sequence[str]) -> list[str]:
+    """Return the arguments, with one for each field in place of a dictionary for a group of them.
+
+    So the fields that it lacks keep their values.
+    """
+    arguments: list[str] = []
+    for argument in argv:
+        if argument.startswith("{") and re.fullmatch(r"--?config\.[^=]+", (arguments or [""])[-1]):
+            argument = f"{arguments.pop()}={argument}"
+        given = re.fullmatch(r"(--?config\.)([^=]+)=(\{.*\})", argument, re.DOTALL)
+        value = read_literal(given[3]) if given else None
+        if isinstance(value, dict):
+            found = spread({given[2]: value})
+            arguments += [f"{given[1]}{name}={each}" for name, each in found.items()]
+        else:
+            arguments.append(argument)
+    return arguments
+
+
+def read_literal(text: str) -> Any:
+    """Return the value that a text writes in Python; the text if it writes none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
 
 
 def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -196,6 +224,8 @@ def explain_value(error: Exception) -> str:
         return f"{missing[1]} has no value; write {missing[1]}=VALUE"
     found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", str(error), re.DOTALL)
     kinds = [kind for text, kind in KINDS.items() if found and text in found[2]]
+    if "Traceback" in str(error):  # that of a config file; its last line has the error
+        return str(error).strip().splitlines()[-1].partition(": ")[2]
     return f"{found[1]} must be {kinds[0]}" if kinds else str(error)
 
 

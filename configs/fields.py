@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from fewstep.configs import base
 from fewstep.messages import CUTOFF, did_you_mean, likeness, nearest_name
 
-PLAYERS = "player_optimizers."
+FREE = "player_optimizers"  # a group whose fields are those that somebody gives
+PLAYERS = f"{FREE}."
 EVERYWHERE = ("name", "kind")  # fields of many groups; the group decides which is meant
 # Names in other codebases -> our names.
 OTHER_NAMES = {
@@ -56,7 +57,7 @@ def unknown_field_message(
     groups = {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
     for argument in arguments:
         given = re.match(r"--?(?:no)?config\.([^=]*)(?:=([^{]))?", argument)
-        if given and given[1] not in {*names, *groups, "player_optimizers"}:
+        if given and given[1] not in {*names, *groups, FREE}:
             return f"--config.{given[1]} is not a field{meant_field(given[1], names, others)}"
         if given and given[1] in groups and given[2]:
             inside = [name for name in names if name.startswith(f"{given[1]}.")]
@@ -75,7 +76,7 @@ def meant_field(asked: str, names: Sequence[str], others: Collection[str]) -> st
         return did_you_mean(asked, "--{}")
     if group.startswith(PLAYERS) and not any(name.startswith(PLAYERS) for name in names):
         player, field = group.removeprefix(PLAYERS), OTHER_NAMES.get(last.lower(), last)
-        whole = f"--config.{PLAYERS[:-1]}=\"{{'{player}': {{'{field}': VALUE}}}}\""
+        whole = f"--config.{FREE}=\"{{'{player}': {{'{field}': VALUE}}}}\""
         return f"; give all fields of a player at once, as in {whole}"
     return did_you_mean(nearest_field(asked, names), "--config.{}")
 
@@ -132,3 +133,15 @@ def flattened(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flattened(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
+
+
+def spread(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields by dotted name, with the fields of a group in place of a mapping of them.
+
+    Mappings below FREE stay.
+    """
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        whole = not isinstance(value, Mapping) or name.partition(".")[0] == FREE
+        found |= {name: value} if whole else spread({f"{name}.{k}": v for k, v in value.items()})
+    return found

@@ -1,13 +1,15 @@
 """Reads configs for Python: a file, and the fields that a caller replaces."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fewstep.configs import command_line
-from fewstep.configs.fields import flattened, unknown_field_message
+from fewstep.configs.fields import flattened, spread, unknown_field_message
 
 # Types of fields -> what a value must be.
 TYPES = {
@@ -19,10 +21,32 @@ TYPES = {
 }
 
 
+def plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields by dotted name as a record has them.
+
+    A mapping for a group of fields gives those of its fields that it has. Paths become text, and
+    numbers and arrays of NumPy those of Python.
+    """
+    return spread(plain_value(fields))
+
+
+def plain_value(value: Any) -> Any:
+    """Return a value without types of other modules, also inside of mappings and lists."""
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Mapping):
+        return {name: plain_value(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(plain_value, value))
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
 def read_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
     """Return the config FILE[:METHOD] with some fields replaced, for Python.
 
-    fields: dotted name -> value. Raises ValueError with the messages of the command line.
+    fields: of `plain_fields`. Raises ValueError with the messages of the command line.
     """
     path = command_line.packaged_config(name)
     file = path.partition(":")[0]

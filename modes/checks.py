@@ -13,7 +13,7 @@ from fewstep.data import NONE, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.checks import check_evaluation, reason_to_skip
 from fewstep.models.user_sampler import is_sampler_file
-from fewstep.modes.job import Draft, check_begun, check_profile
+from fewstep.modes.job import Draft, check_begun, check_profile, check_steps_done
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import PER_HOST
 from fewstep.modes.resolve import read_dataset
@@ -180,6 +180,7 @@ def inspect_earlier_run(job: NextJob) -> str:
     check_begun(job.workdir, Draft(job.config, job.dataset, job.experiment, job.mesh))
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
+    check_steps_done(job.workdir, job.config)
     return f"goes on from step {restore.saved_step(job.workdir)}"
 
 

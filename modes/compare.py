@@ -79,7 +79,7 @@ def compare_methods(request: Request) -> None:
 
     A run that diverges is left out, and so are its students. Before any training, raises ValueError
     for an invalid config or a folder with another run, and OSError for a folder that cannot be
-    written to.
+    written to. Raises DivergedError if every run diverges.
     """
     require_config(request)
     root = require_workdir(request)
@@ -93,7 +93,7 @@ def compare_methods(request: Request) -> None:
         record_methods(root, request.methods, [f for f in request.sweep if f != SEED])
     failed = complete_runs(own)
     if own and len(failed) == len(own):
-        raise ValueError(f"every run diverged: {', '.join(map(str, failed))}")
+        raise DivergedError(f"every run diverged: {', '.join(map(str, failed))}")
     unfinished = {*failed, *(run.folder for run in runs if not (run.mine or is_evaluated(run)))}
     done = [run for run in runs if run.folder not in unfinished]
     if jax.process_index() == 0:
@@ -195,11 +195,6 @@ def draft_run(folder: Path, config: ConfigDict) -> ComparedRun:
         check_sampling_steps(job.experiment.objective.stages, config.steps, steps)
     if first_process_says(workdir.is_run(folder)):
         check_begun(folder, job, not config.teacher or has_teacher_run(config))
-    if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
-        raise ValueError(
-            f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
-            "choose another --workdir or set as many --config.steps"
-        )
     return ComparedRun(folder, job._replace(config=with_recorded_label_shares(config, folder)))
 
 

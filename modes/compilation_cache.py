@@ -20,32 +20,36 @@ from fewstep.buckets import is_address
 from fewstep.modes.request import Request
 
 FOLDER = ".compiled"
+FIELD = "--config.compilation_cache=FOLDER"
 OFF = "off"
 PRIVATE = 0o700  # permissions of a new folder
 WRITABLE, ENTERABLE = stat.S_IWGRP | stat.S_IWOTH, stat.S_IXGRP | stat.S_IXOTH
 MOST_LINKS = 40  # most symbolic links in a path, as in Linux
 
 
-def enable_compilation_cache(request: Request) -> None:
+def enable_compilation_cache(request: Request, trains: bool) -> None:
     """Make JAX keep compiled programs, by default in a folder beside that of the run.
 
-    Warns and keeps none if others could write to the folder. $JAX_COMPILATION_CACHE_DIR and the
-    other settings of JAX take precedence.
+    Makes that folder only for a run that exists or that the mode trains. Warns and keeps none if
+    others could write to the folder. $JAX_COMPILATION_CACHE_DIR and the other settings of JAX take
+    precedence.
     """
     folder = cache_folder(request)
     if folder is None or jax.config.jax_compilation_cache_dir is not None:
         return
     folder = folder.absolute()
-    if request.config is None and not folder.parent.exists():
-        return  # the run does not exist
+    has_run = trains or (request.workdir is not None and request.workdir.exists())
+    if not has_run and not os.path.lexists(folder):
+        return
     try:
         fault = path_fault(folder) or make_folder(folder)
     except OSError as error:
         fault = f"{error.filename or folder}: {error.strerror}"
     if fault:
+        setting = "$JAX_COMPILATION_CACHE_DIR" if request.config is None else FIELD
         print(
             f"warning: compiled programs are not kept: {fault}; or choose a private folder by "
-            "--config.compilation_cache=FOLDER, where others cannot write native code",
+            f"{setting}, where others cannot write native code",
             file=sys.stderr,
         )
         return

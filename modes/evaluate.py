@@ -2,7 +2,6 @@
 
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.maps import measure_maps
-from fewstep.modes.mistakes import no_effect
 from fewstep.modes.mode import (
     CHECKPOINT,
     CONFIG,
@@ -16,13 +15,15 @@ from fewstep.modes.mode import (
     parse_path,
     parse_text,
 )
-from fewstep.modes.recorded_run import check_method
-from fewstep.modes.request import Request, require_workdir
-from fewstep.training.storage.identity import as_dict, flatten_fields
-from fewstep.training.storage.workdir import load_config
+from fewstep.modes.recorded_run import check_effect
+from fewstep.modes.request import Request
+from fewstep.training.cost.choice import field_value
 
-# Fields of --config that say how a process works, not what a run is.
-OF_PROCESS = ("compilation_cache",)
+# Fields of the measured samples, and those of them that --maps reads. --num_samples sets both
+# numbers of samples.
+MEASURED = ("evaluate.", "data.label_shares")
+SINGLE = ("evaluate.steps", "evaluate.guidance_scale")
+MAPPED = (*SINGLE, "evaluate.num_samples", "evaluate.final_samples", "evaluate.batch_size")
 
 
 def evaluate(request: Request) -> None:
@@ -33,25 +34,23 @@ def evaluate(request: Request) -> None:
     for name in ("teacher", "beside"):
         if getattr(request, name) and not request.maps:
             raise ValueError(f"--{name} is for the maps of a run; add --maps")
-    check_effect(request)
+    check_effect(request, "evaluate", EVALUATE)
+    if request.maps:
+        check_maps(request)
     (measure_maps if request.maps else evaluate_run)(request)
 
 
-def check_effect(request: Request) -> None:
-    """Raises ValueError for a field given beside --config that an evaluation leaves as in the run.
-
-    A field with the value of the run is none, nor is one of this process. Raises ValueError for a
-    config of another method too, which may lack fields of the run's.
-    """
-    if request.config is None or not request.given:
-        return
-    recorded = load_config(require_workdir(request), request.checkpoint)
-    check_method(recorded, request)
-    own, asked = (flatten_fields(as_dict(config)) for config in (recorded, request.config))
-    for name in request.given:
-        is_read = name in OF_PROCESS or EVALUATE.may_replace(name)
-        if not is_read and own.get(name) != asked.get(name):
-            raise ValueError(no_effect(name, "evaluate", EVALUATE))
+def check_maps(request: Request) -> None:
+    """Raises ValueError for fields given with --maps that would change nothing."""
+    given = {name: field_value(request.config, name) for name in request.given or ()}
+    for name, value in {**given, **request.fields}.items():
+        if name.startswith(MEASURED) and name not in MAPPED:
+            raise ValueError(
+                f"{name} would change nothing: --maps measures no samples, and reads only "
+                f"{', '.join(MAPPED)}; leave it out"
+            )
+        if name in SINGLE and isinstance(value, list | tuple) and len(value) > 1:
+            raise ValueError(f"{name}={tuple(value)} names several, and --maps reads one; name one")
 
 
 EVALUATE = Mode(

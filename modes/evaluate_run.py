@@ -1,6 +1,7 @@
 """Measures a checkpoint of a run, for the modes evaluate and compare."""
 
 import jax
+from ml_collections import ConfigDict
 
 from fewstep.eval.checks import check_evaluation
 from fewstep.eval.evaluate import evaluator, sample_count
@@ -22,7 +23,7 @@ def evaluate_run(request: Request) -> None:
     read.
     """
     config, experiment, mesh, params, step, _ = load_run(request)
-    given = config_in_place_of(config, request)
+    given = drop_other_weights(config, config_in_place_of(config, request), request)
     config = replace_folders(config, given)
     rows = given.evaluate.batch_size or config.evaluate.batch_size
     config.evaluate, config.data.label_shares = given.evaluate, given.data.label_shares
@@ -50,3 +51,13 @@ def evaluate_run(request: Request) -> None:
         show=lambda results: print(summary(results), flush=True),
     )
     evaluate_network(params, step)
+
+
+def drop_other_weights(recorded: ConfigDict, given: ConfigDict, request: Request) -> ConfigDict:
+    """The given config without the record's file of weights, if it has other features."""
+    fields, own = given.evaluate, recorded.evaluate
+    asked = {*request.fields, *(request.given or ())}
+    recorded_file = fields.weights == own.weights and "evaluate.weights" not in asked
+    if recorded_file and fields.features != own.features:
+        fields.weights = ""
+    return given

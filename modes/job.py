@@ -103,6 +103,7 @@ def prepare_job(
 
 def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> Draft:
     """Return the draft of a job after every check that needs no teacher either."""
+    check_steps_done(path, config)
     check_loggers(config.log.to)
     mesh = make_mesh(**config.mesh)
     config, dataset = resolve_and_load(pin_codec(fill_open_fields(config, path), path))
@@ -196,6 +197,16 @@ def started(experiment: Experiment, saved: bool) -> Experiment:
     if not saved:
         return experiment
     return experiment._replace(objective=experiment.objective._replace(init_from={}))
+
+
+def check_steps_done(path: Path, config: ConfigDict) -> None:
+    """Raises ValueError if the run in the folder has done more steps than the config has."""
+    done = restore.saved_step(path) if restore.has_checkpoint(path) else 0
+    if done > config.steps:
+        raise ValueError(
+            f"{path} is at step {done}, beyond steps={config.steps}; choose another --workdir or "
+            "set as many --config.steps"
+        )
 
 
 def check_begun(path: Path, draft: Draft, has_teacher: bool = True) -> None:

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from fewstep import data
 from fewstep.data import Dataset
 from fewstep.data.encoded import LATENTS
+from fewstep.modes.mistakes import no_effect
+from fewstep.modes.mode import Mode
 from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.resolve import load_dataset
 from fewstep.objectives.base import Params
@@ -26,8 +28,11 @@ from fewstep.training.location import parse_location, pin_teacher
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_data
 from fewstep.training.storage import restore, workdir
-from fewstep.training.storage.identity import check_same_sources
+from fewstep.training.storage.identity import as_dict, check_same_sources, flatten_fields
 from fewstep.training.teacher import abstract_params
+
+# Fields of --config that say how a process works, not what a run is.
+OF_PROCESS = ("compilation_cache",)
 
 
 def check_method(recorded: ConfigDict, request: Request) -> None:
@@ -37,6 +42,23 @@ def check_method(recorded: ConfigDict, request: Request) -> None:
             f"--config is of {request.config.method}, but {request.workdir} is a run of "
             f"{recorded.method}; leave out --config: what is not given comes from the run"
         )
+
+
+def check_effect(request: Request, mode_name: str, mode: Mode) -> None:
+    """Raises ValueError for a field given beside --config that the mode leaves as in the run.
+
+    A field with the value of the run is none, nor is one of this process. Raises ValueError for a
+    config of another method too, which may lack fields of the run's.
+    """
+    if request.config is None or not request.given:
+        return
+    recorded = workdir.load_config(require_workdir(request), request.checkpoint)
+    check_method(recorded, request)
+    own, asked = (flatten_fields(as_dict(config)) for config in (recorded, request.config))
+    for name in request.given:
+        is_read = name in OF_PROCESS or mode.may_replace(name)
+        if not is_read and own.get(name) != asked.get(name):
+            raise ValueError(no_effect(name, mode_name, mode))
 
 
 def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:

@@ -9,7 +9,13 @@ from ml_collections import ConfigDict
 
 from fewstep.modes.job import Job, assemble_job, supply_of
 from fewstep.modes.mode import CONFIG, PLACES, WORKDIR, Mode
-from fewstep.modes.recorded_run import check_method, check_moved_data, find_dataset, replace_folders
+from fewstep.modes.recorded_run import (
+    check_effect,
+    check_method,
+    check_moved_data,
+    find_dataset,
+    replace_folders,
+)
 from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.resolve import encode_if_read
 from fewstep.modes.student import config_in_place_of, follow_teacher
@@ -37,9 +43,11 @@ SHOWN = 10  # rows and arrays
 def replay(request: Request) -> None:
     """Repeat the step of the newest record of --workdir, from the checkpoint before it.
 
-    Raises ValueError if there is no record, or if the step is finite this time.
+    Raises ValueError if there is no record, if the step is finite this time, and for fields that
+    would change nothing.
     """
     path = require_workdir(request)
+    check_effect(request, "replay", REPLAY)
     record, config = read_newest_record(path), workdir.load_config(path)
     check_method(config, request)
     config = replace_folders(config, config_in_place_of(config, request))

@@ -42,6 +42,7 @@ from fewstep.training.storage.workdir import recorded_identity
 FOLDER, LONGEST_NAME = "samples", 200
 SHOWN = COLUMNS * COLUMNS
 DEFAULT_SEEDS = range(64)
+NAMES = {"x", "y", "seed"}  # of the arrays in an .npz of samples
 
 
 def sample(request: Request) -> None:
@@ -175,6 +176,12 @@ def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
     picture = sibling_path(out, ".png")
     if out.suffix == ".npz":
         check_writable(out.parent, "choose another --out")
+        missing = NAMES - names_in(out) if out.exists() else ()
+        if missing:
+            raise ValueError(
+                f"{out} is no file of samples, since it lacks {', '.join(sorted(missing))}, and "
+                "would be replaced; choose another --out"
+            )
         if picture.exists() and not out.exists():
             raise ValueError(
                 f"{picture} would be replaced, beside which there is no {out.name}; move it, or "
@@ -182,6 +189,15 @@ def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
             )
     else:
         check_folder(out, made_from)
+
+
+def names_in(path: Path) -> set[str]:
+    """The names of the arrays in an .npz; none for a file that is no .npz."""
+    try:
+        with np.load(path) as arrays:
+            return {*arrays.files}
+    except Exception:  # another file can raise nearly anything
+        return set()
 
 
 def check_request(request: Request) -> None:
@@ -223,5 +239,5 @@ SAMPLE = Mode(
         ),
     },
     together=True,
-    replaces=("codec.weights", "data.name"),
+    replaces=("codec.weights", "data.dir", "data.name"),
 )

@@ -316,6 +316,7 @@ EVALUATE = ("--mode=evaluate", "--workdir=runs/x")
         (("--noconfig.evaluate.agreement",), {"evaluate.agreement": False}),
         (("--config.evaluate.guidance_scale=None",), {"evaluate.guidance_scale": None}),
         (("--config.data.dir=there", "--steps=2"), {"data.dir": "there", "evaluate.steps": (2,)}),
+        (("--config.evaluate={'num_samples': 5}",), {"evaluate.num_samples": 5}),
     ],
 )
 def test_an_evaluation_takes_flags_and_fields_without_a_config(given, fields):
@@ -330,6 +331,22 @@ def parsed(*arguments):
         patch.setattr("sys.argv", command)
         main.parse_flags(command)
         return main.read_request()
+
+
+@pytest.mark.parametrize("mode", ["sample", "export"])
+def test_a_fitted_codec_may_lie_in_another_data_folder(mode):
+    found = parsed(f"--mode={mode}", "--workdir=runs/x", "--config.data.dir=there")
+    assert found.fields == {"data.dir": "there"}
+
+
+def test_a_dictionary_replaces_those_fields_of_a_group_that_it_has():
+    given = ("--config.optimizer", "{'learning_rate': 0.005}", "--config.log={'to': ('csv',)}")
+    found = parsed(f"--config={CONFIG}", *given)
+    default = parsed(f"--config={CONFIG}").config
+    assert found.given == ("log.to", "optimizer.learning_rate")
+    assert (found.config.optimizer.learning_rate, found.config.log.to) == (0.005, ("csv",))
+    assert found.config.optimizer.name == default.optimizer.name
+    assert found.config.log.every == default.log.every
 
 
 def test_a_flag_of_an_evaluation_replaces_the_field_of_a_config():

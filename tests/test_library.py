@@ -70,6 +70,7 @@ def test_importing_starts_nothing():
         ({"labels": [3] * 5, "seed": 2}, {"labels": (3,), "seeds": (2, 3, 4, 5, 6)}),
         ({"labels": np.array([7, 0, 9]), "steps": 4}, {"labels": (7, 0, 9), "seeds": (0, 1, 2)}),
         ({"count": 20, "seed": 1, "steps": 2}, {"seeds": tuple(range(1, 21))}),
+        ({"labels": ["2-5"]}, {"labels": (2, 3, 4, 5), "seeds": (0, 1, 2, 3)}),
     ],
 )
 def test_samples_are_those_of_the_command_line(run, folder, tmp_path, asked, given):
@@ -156,6 +157,30 @@ def test_denoising_is_the_prediction_of_the_network(run):
     assert run.path.t_max == run.model.path.t_max and run.config.method == "shortcut"
 
 
+@pytest.mark.parametrize("labels", [99, -5, [1, 10, 2], 3.7, [0.0, 1.0, 2.0], "3"], ids=str)
+def test_denoising_refuses_labels_that_are_no_class(run, labels):
+    x = np.zeros((3, 8, 8, 1), np.float32)
+    with pytest.raises(ValueError, match="must be integers from -1, the null class, to 9"):
+        run.denoise(x, 0.5, labels)
+
+
+def test_denoising_refuses_integer_images(run):
+    with pytest.raises(ValueError, match=r"x_t is uint8; give floats around \[-1, 1\]"):
+        run.denoise(np.zeros((3, 8, 8, 1), np.uint8), 0.5)
+
+
+def test_labels_of_denoising_may_be_traced(run):
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    expected = run.denoise(x, 0.5, [1, 2, 9])
+    for labels in (np.array([1, 2, 9]), np.array([1, 2, 9], np.uint8)):
+        made = jax.jit(lambda labels: run.denoise(x, 0.5, labels))(labels)
+        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
+        made = jax.jit(lambda x, given=labels: run.denoise(x, 0.5, given))(x)
+        np.testing.assert_allclose(made, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="must be integers"):
+        jax.jit(lambda labels: run.denoise(x, 0.5, labels))(np.ones(3, np.float32))
+
+
 def test_a_network_of_guidance_and_its_interval_denoises(tmp_path):
     fields = {"model.guidance_input": True, "model.guidance_interval": True}
     fields |= {"model.second_time": "interval", "objective.guidance_range": (1.0, 4.0)}
@@ -191,6 +216,30 @@ def test_a_config_is_that_of_the_command_line(monkeypatch):
         assert of_method[0].to_json() == of_method[1].to_json()
 
 
+def test_a_dictionary_replaces_those_fields_of_a_group_that_it_has():
+    given = {"evaluate": {"num_samples": 5}, "objective": {"solver": {"name": "euler"}}}
+    players = {"network": {"learning_rate": 1e-4}}
+    config = fewstep.config("configs/digits.py:edm", **given, player_optimizers=players)
+    default = fewstep.config("configs/digits.py:edm").values
+    fields = config.values
+    assert fields.evaluate.num_samples == 5 and fields.evaluate.steps == default.evaluate.steps
+    assert fields.objective.solver.name == "euler"
+    assert fields.player_optimizers.to_dict() == players
+    assert {*config.given} == {"evaluate.num_samples", "objective.solver.name", "player_optimizers"}
+
+
+def test_values_of_numpy_and_paths_are_those_of_python(tmp_path):
+    given = {"optimizer.learning_rate": np.float64(1e-3), "evaluate.steps": [np.int64(2)]}
+    given |= {"data.dir": tmp_path, "log": {"to": ("csv",)}, "ema.decays": np.array([0.5])}
+    name = Path("configs", "digits.py:sim")
+    config = fewstep.config(name, steps=np.int64(7), teacher=Path("runs/edm"), **given)
+    fields = config.values
+    assert (fields.steps, fields.teacher, fields.data.dir) == (7, "runs/edm", str(tmp_path))
+    assert (fields.optimizer.learning_rate, fields.evaluate.steps) == (1e-3, (2,))
+    assert fields.ema.decays == (0.5,) and config.name == str(name)
+    assert not any(isinstance(value, np.generic | Path) for value in config.given.values())
+
+
 def test_a_config_comes_with_the_package(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert fewstep.config("configs/digits.py:edm").values.method == "edm"
@@ -207,7 +256,7 @@ def test_a_config_comes_with_the_package(monkeypatch, tmp_path):
     ("name", "fields", "message"),
     [
         ("configs/digit.py", {}, "configs/digit.py does not exist; did you mean --config=configs/"),
-        ("configs/digits.py:shortcat", {}, "did you mean 'shortcut'"),
+        ("configs/digits.py:shortcat", {}, "^method='shortcat' is not .*n 'shortcut'.$"),
         (
             "configs/digits.py",
             {"optimizer.lr": 1e-3},
@@ -217,6 +266,7 @@ def test_a_config_comes_with_the_package(monkeypatch, tmp_path):
         ("configs/digits.py", {"steps": -1}, "steps=-1 must be"),
         ("configs/digits.py", {"method": "edm"}, "did you mean --config=.*digits.py:edm"),
         ("configs/digits.py", {"optimizer": 3}, "optimizer is a group of fields"),
+        ("configs/digits.py", {"optimizer": {"lr": 3}}, "optimizer.lr is not a field; did you"),
     ],
 )
 def test_a_wrong_config_is_refused_in_the_words_of_the_command_line(name, fields, message):
@@ -231,6 +281,10 @@ def test_a_wrong_config_is_refused_in_the_words_of_the_command_line(name, fields
         ({"labels": ["cat"]}, "--labels=cat: the record of this run has no class names"),
         ({"labels": [1, 2], "count": 3}, "count=3, but there are 2 labels"),
         ({"labels": []}, "0 samples are none"),
+        ({"labels": "37"}, r"labels='37' is one label; give a list .* labels=\['37'\] \* 16"),
+        ({"labels": 3}, r"labels=3 is one label; give a list .* labels=\[3\] \* 16"),
+        ({"labels": np.int64(3)}, "is one label"),
+        ({"labels": ["0-4", 7], "count": 2}, "count=2, but there are 6 labels"),
         ({"steps": 0}, "--steps=0 must be 1 or more"),
         ({"steps": 3}, "--steps=3"),
         ({"seed": -1}, "--seeds=-1 must be 0 or more"),

@@ -6,8 +6,9 @@ They are known by their fingerprint, wherever they come from. Those that were fi
 """
 
 import functools
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -65,7 +66,7 @@ def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
     """
     fields, root = config.codec, data_root(config.data.dir)
     weights = at_step(fields.weights)
-    found = _read_known(fields.name, weights, fields.fingerprint, root, image_shape(config))
+    found = read_known(fields.name, weights, fields.fingerprint, root, image_shape(config))
     if found is None:
         if images is None:
             raise FileNotFoundError(
@@ -143,23 +144,57 @@ def load_same_codec(config: ConfigDict, images: np.ndarray) -> Known:
     return known or load_codec(agreed, images)
 
 
+def read_known(name: str, weights: str, recorded: str, root: Path, shape: Shape) -> Known | None:
+    """Parameters from a file, or of a codec without any; None if they have to be fitted.
+
+    They are kept for as long as their place has the same content.
+    """
+    known, content = _keep_known(name, weights, recorded, root, shape)
+    if content != content_of(weights or kept_file(root, name, recorded)):
+        _keep_known.cache_clear()
+        known, _ = _keep_known(name, weights, recorded, root, shape)
+    return known
+
+
 @functools.lru_cache(maxsize=2)
-def _read_known(name: str, weights: str, recorded: str, root: Path, shape: Shape) -> Known | None:
+def _keep_known(
+    name: str, weights: str, recorded: str, root: Path, shape: Shape
+) -> tuple[Known | None, Any]:
+    """What `find_params` returns, with its fingerprint, and the content of the place it is from."""
+    params = find_params(name, weights, recorded, root, shape)
+    # After reading, since only then have all processes seen a checkpoint on a slow disk.
+    content = content_of(weights or kept_file(root, name, recorded))
+    return None if params is None else Known(params, fingerprint(params)), content
+
+
+def content_of(place: str | Path) -> Any:
+    """What changes with the parameters there: a checkpoint's record, or a file's size and time.
+
+    None if nothing can be read there.
+    """
+    folder, step = parse_location(str(place))
+    with suppress(ValueError, OSError):
+        if workdir.is_run(folder):
+            return restore.read_record(folder, step)
+        found = Path(place).expanduser().stat()
+        return found.st_size, found.st_mtime_ns
+    return None
+
+
+def find_params(name: str, weights: str, recorded: str, root: Path, shape: Shape) -> Params | None:
     """Parameters from a file, or of a codec without any; None if they have to be fitted."""
     codec, kept = named_codec(name, shape), kept_file(root, name, recorded)
     if weights and workdir.is_run(parse_location(weights).folder):
-        params = read_run(weights, name, codec)
-    elif weights:
-        params = read_weights(Path(weights).expanduser(), name, codec)
-    elif not jax.tree.leaves(abstract_params(codec)):
-        params = codec.init(jax.random.key(0))
-    elif CODECS[name].trained or CODECS[name].fit is None:
+        return read_run(weights, name, codec)
+    if weights:
+        return read_weights(Path(weights).expanduser(), name, codec)
+    if not jax.tree.leaves(abstract_params(codec)):
+        return codec.init(jax.random.key(0))
+    if CODECS[name].trained or CODECS[name].fit is None:
         raise ValueError(f"codec.weights is required for codec.name={name}; {where_weights(name)}")
-    elif recorded and kept.exists():
-        params = nested(read_sealed(kept, {"codec": name}, "delete it, and it is fitted again"))
-    else:
-        return None
-    return Known(params, fingerprint(params))
+    if recorded and kept.exists():
+        return nested(read_sealed(kept, {"codec": name}, "delete it, and it is fitted again"))
+    return None
 
 
 def where_weights(name: str) -> str:
@@ -178,7 +213,6 @@ def keep_fitted(name: str, params: Params, root: Path) -> Known:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(path, {"codec": name}, **flatten(params))
-    _read_known.cache_clear()  # it may have kept that there is none
     return known
 
 

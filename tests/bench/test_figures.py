@@ -4,6 +4,7 @@ import pytest
 
 from bench import figures
 from fewstep.eval.metrics.protocol import Protocol
+from fewstep.training.storage.identity import Identity, write_identity
 from tests.eval.evaluated import MEASUREMENT, REAL, evaluated_run
 
 
@@ -160,6 +161,94 @@ def test_a_row_counts_the_seeds_behind_it():
     assert (found["dis"][0], found["dis`, heun"][0]) == ("2", "1")
 
 
+def test_a_cell_of_fewer_seeds_than_its_row_says_so():
+    one, other = run("cd"), run("cd", seed=1, distance=12.0)
+    other["evaluations"] = [e for e in other["evaluations"] if e["sampling_steps"] == 1]
+    found = rows(figures.table([one, other], "images", 1e9, metrics=["frechet"]))
+    assert found["cd"] == ["2", "2,000", "5.000 (4.000 to 6.000)", "1.000 (1 seed)"]
+
+
+def test_a_run_at_an_earlier_step_than_its_group_is_in_no_mean():
+    one, other = run("cd"), run("cd", seed=1)
+    other["evaluations"] = other["evaluations"][:2]
+    text = figures.table([one, other], "images", 1e9, metrics=["frechet"])
+    assert rows(text) == {"cd": ["1", "2,000", "4.000", "1.000"]}
+    assert text.endswith("In no mean, at an earlier step: `cd`, seed 1 (step 10, not 20).")
+
+
+def with_optimizer(rate):
+    return {"optimizer": {"schedule": "constant", "learning_rate": rate}}
+
+
+def test_runs_of_other_fields_have_rows_of_their_own(tmp_path):
+    file = tmp_path / "kept.json"
+    for seed, rate in enumerate((1e-3, 1e-3, 3e-4)):
+        folder = tmp_path / f"cd_{seed}"
+        fields = {"steps": (1,), "sampling": {"sampler": "objective"}, "frechet": 1.0 + seed}
+        evaluated_run(folder, "cd", seed, config=with_optimizer(rate), **fields)
+        figures.main(["keep", str(folder), f"--to={file}"])
+    kept = figures.read_figures(file)
+    table = rows(figures.table(kept, "images", 1e9, metrics=["frechet"]))
+    assert table == {
+        "cd`, optimizer.learning_rate 0.001": ["2", "384,000", "1.500 (1.000 to 2.000)"],
+        "cd`, optimizer.learning_rate 0.0003": ["1", "384,000", "3.000"],
+    }
+    # An older version kept no fields.
+    for each in kept:
+        del each["fields"]
+    table = rows(figures.table(kept, "images", 1e9, metrics=["frechet"]))
+    assert table == {"cd": ["3", "384,000", "2.000 (1.000 to 3.000)"]}
+
+
+def test_rows_of_as_many_differences_as_a_heading_names_have_their_runs():
+    fields = [{"a": 1, "b": 1, "c": 1, "d": value} for value in (1, 2, 3)]
+    fields[2] |= {"a": 2, "b": 2, "c": 2}
+    runs = [
+        run("cd", seed) | {"fields": own, "run": f"{seed}{9 * 'f'}"}
+        for seed, own in enumerate(fields)
+    ]
+    assert [*rows(figures.table(runs, "images", 1e9))] == [
+        "cd`, a 1, b 1, c 1, run 0fffffff",
+        "cd`, a 1, b 1, c 1, run 1fffffff",
+        "cd`, a 2, b 2, c 2",
+    ]
+
+
+def test_scales_and_networks_that_differ_between_runs_are_named(tmp_path):
+    file = tmp_path / "kept.json"
+    for seed, way in enumerate(({"guidance_scale": 2.0}, {"network": "network"}, {})):
+        folder = evaluated_run(tmp_path / f"cd_{seed}", "cd", seed, steps=(1,), sampling=way)
+        figures.main(["keep", str(folder), f"--to={file}"])
+    found = rows(figures.table(figures.read_figures(file), "images", 1e9, metrics=["frechet"]))
+    assert [*found] == [
+        "cd`, ema_0.999, heun, guidance 2",
+        "cd`, network, heun, guidance 1",
+        "cd`, ema_0.999, heun, guidance 1",
+    ]
+
+
+def test_what_others_or_another_run_have_trained_has_no_known_cost():
+    runs = [run("import") | {"imported": True}, run("start") | {"fields": {"started_from": True}}]
+    runs.append(run("old"))
+    runs[2]["evaluations"] = [e | {"step": 0} for e in runs[2]["evaluations"]]
+    text = figures.table([*runs, run("cd")], "images", 1e9)
+    assert [*rows(text)] == ["cd"]
+    left_out = "`import`, seed 0; `start`, seed 0; `old`, seed 0."
+    assert text.endswith(f"Nothing known within the budget: {left_out}")
+
+
+def test_imported_and_started_runs_are_kept_as_such(tmp_path):
+    other = {"run": "/runs/other", "id": "o", "step": 9, "networks": {}, "fingerprints": {}}
+    own = {"import": {"imported": {"layout": "edm"}}, "start": {"started_from": other}, "cd": {}}
+    for name, fields in own.items():
+        folder = evaluated_run(tmp_path / name, "cd")
+        config = json.loads((folder / "config.json").read_text())
+        write_identity(folder, Identity(name, config, **fields))
+        figures.main(["keep", str(folder), f"--to={tmp_path / 'kept.json'}", f"--name={name}"])
+    kept = figures.read_figures(tmp_path / "kept.json")
+    assert [*rows(figures.table(kept, "images", 1e9))] == ["cd`, heun"]
+
+
 def test_other_networks_than_the_runs_have_rows_of_their_own(tmp_path):
     for network, distance in (("network", 2.0), ("ema_0.999", 1.0)):
         folder = evaluated_run(
@@ -197,6 +286,26 @@ def test_evaluations_of_curves_are_kept_by_their_metric(tmp_path, capsys):
     with pytest.raises(SystemExit):
         kept("--metric=fd-other")
     assert name in capsys.readouterr().err
+
+
+def test_the_id_of_a_result_tells_references_of_one_count_apart(tmp_path, capsys):
+    folders = [tmp_path / f"cd_{seed}" for seed in (0, 1)]
+    held_out = {**MEASUREMENT, "reference": "digits, test images", "reference_sha256": 64 * "1"}
+    for seed, folder in enumerate(folders):
+        for measurement, distance in ((held_out, 2.0), (MEASUREMENT, 1.0)):
+            evaluated_run(folder, "cd", seed, frechet=distance, steps=(1,), measurement=measurement)
+    results = [json.loads(path.read_text()) for path in (folders[0] / "eval").glob("*.json")]
+    ids = {r["protocol"]["measurement"]["reference"]: r["id"] for r in results}
+    for reference, distance in (("digits, test images", 2.0), ("digits, all images", 1.0)):
+        file = tmp_path / f"{distance}.json"
+        figures.main(["keep", *map(str, folders), f"--to={file}", f"--metric={ids[reference]}"])
+        kept = figures.read_figures(file)
+        assert [e["metrics"]["frechet"] for r in kept for e in r["evaluations"]] == [distance] * 2
+    other = evaluated_run(tmp_path / "other", "cd", 2)
+    with pytest.raises(SystemExit):
+        arguments = ["keep", str(folders[0]), str(other), f"--to={tmp_path / 'a.json'}"]
+        figures.main([*arguments, f"--metric={ids['digits, test images']}"])
+    assert "other has no evaluation that was measured as fd-" in capsys.readouterr().err
 
 
 def test_numbers_of_other_counts_of_samples_are_not_alike(tmp_path):

@@ -13,12 +13,13 @@ SMOKE = gpu.smoke_items(with_torch=True)
 class Device:
     """Replaces the processes that measure, and records what they are asked."""
 
-    def __init__(self, memory=1e9, name="card"):
-        self.memory, self.name, self.asked = memory, name, []
+    def __init__(self, memory=1e9, name="card", jax="1.0"):
+        self.memory, self.name, self.jax, self.asked = memory, name, jax, []
 
     def __call__(self, module, fields, seconds):
         if fields["kind"] == "ceilings":
-            return {"matmul_flops": 100.0, "copy_bytes": 1.0, "device": self.name}
+            own = {"device": self.name, "jax": self.jax}
+            return {"matmul_flops": 100.0, "copy_bytes": 1.0, **own}
         self.asked.append((module, dict(fields)))
         if seconds <= 5.0:
             raise subprocess.TimeoutExpired(module, seconds)
@@ -47,9 +48,27 @@ def test_the_second_call_measures_what_the_first_left(tmp_path, clock, capsys):
     assert all(row["mfu"] == 0.5 for row in rows.values())
     assert (tmp_path / gpu.PLOT).stat().st_size > 1000
     assert "not measured" not in capsys.readouterr().out
-    # Rows of one card are not those of another.
-    gpu.measure_all(SMOKE[:1], tmp_path, 200.0, Device(name="other"))
-    assert list(record(tmp_path)["rows"]) == [SMOKE[0].name]
+    # Rows of one card or JAX are not those of another.
+    for other in (Device(name="other"), Device(name="other", jax="2.0")):
+        gpu.measure_all(SMOKE[:1], tmp_path, 200.0, other)
+        assert len(other.asked) == 1
+        assert list(record(tmp_path)["rows"]) == [SMOKE[0].name]
+
+
+def test_rows_of_another_batch_size_are_measured_again(tmp_path, clock, capsys):
+    small = Device(memory=4.0)
+    gpu.measure_all(SMOKE[1:2], tmp_path, 200.0, small)
+    tried = len(small.asked)
+    gpu.measure_all(SMOKE[1:2], tmp_path, 200.0, small)
+    assert len(small.asked) == tried  # a smaller batch fitted, and was recorded
+    item = SMOKE[1]._replace(fields={**SMOKE[1].fields, "batch_size": 1})
+    gpu.measure_all([item], tmp_path, 103.0, small)
+    assert "start again for these: sample nano" in capsys.readouterr().out
+    gpu.measure_all([SMOKE[0], item], tmp_path, 200.0, small)
+    assert [*record(tmp_path)["rows"]] == [SMOKE[0].name, item.name]
+    gpu.measure_all([item], tmp_path, 200.0, small)
+    assert record(tmp_path)["rows"][item.name]["batch_size"] == 1
+    assert SMOKE[0].name in record(tmp_path)["rows"]  # of no item of this call
 
 
 def test_it_ends_in_time_and_says_what_is_missing(tmp_path, clock, capsys):
@@ -72,7 +91,7 @@ def test_what_does_not_fit_is_rematerialised_then_halved(tmp_path, clock):
     ]
     gpu.measure_all(SMOKE[:1], tmp_path / "..", 200.0, Device(memory=0.0))
     (row,) = record(tmp_path / "..")["rows"].values()
-    assert row == {"error": "does not fit the device's memory"}
+    assert row == {"error": "does not fit the device's memory", gpu.ASKED: 8}
 
 
 def test_a_process_that_fails_says_why():

@@ -10,6 +10,7 @@ from fewstep.configs.command_line import (
     list_files,
     missing_file_message,
     read_fields,
+    spread_groups,
 )
 from fewstep.configs.fields import known_field, nearest_field, unknown_field_message
 from fewstep.modes.request import expand_home, expand_paths
@@ -89,6 +90,20 @@ def test_optimizer_fields_of_a_player_are_given_at_once():
     argument = "--config.player_optimizers.network.lr=1e-3"
     whole = """--config.player_optimizers="{'network': {'learning_rate': VALUE}}\""""
     assert unknown_field_message(CONFIG, [argument]).endswith(f"at once, as in {whole}")
+
+
+def test_a_dictionary_for_a_group_is_one_argument_for_each_field():
+    given = ["--config.optimizer={'b1': 0.5, 'name': 'adam'}", "--config.log", "{'to': ('csv',)}"]
+    given += ["--config.objective={'solver': {'name': 'heun'}}", "--config.data={'a", "--steps={}"]
+    assert spread_groups(given) == [
+        "--config.optimizer.b1=0.5",
+        "--config.optimizer.name=adam",
+        "--config.log.to=('csv',)",
+        "--config.objective.solver.name=heun",
+        *given[-2:],
+    ]
+    free = "--config.player_optimizers={'network': {'learning_rate': 0.1}}"
+    assert spread_groups([free]) == [free]
 
 
 def test_a_part_is_compared_by_its_own_name():

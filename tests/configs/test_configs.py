@@ -198,13 +198,15 @@ def test_with_a_teacher_a_method_and_its_flow_variant_are_the_same(file, method)
 
     flow = f"{method}_flow"
     presets = config_of(file, method), config_of(file, flow)
-    # Lengths and optimizers that a paper has for one of them.
-    inherited = ("path.", "prediction.", "codec.", "model.time_scale")
-    published = {n for n in differing(*presets) if not n.startswith(inherited)}
-    assert not published or (file, method) == ("cifar10", "cd")
     edm, flow_matching = config_of(file, "edm"), config_of(file, "flow_matching")
-    assert differing(inherit(presets[0], flow_matching), presets[1]) == published
-    assert differing(inherit(presets[1], edm), presets[0]) == published
+    assert not differing(inherit(presets[0], flow_matching), presets[1])
+    assert not differing(inherit(presets[1], edm), presets[0])
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_students_of_pairs_have_as_many(file):
+    counts = {config_of(file, m).pairs.count for m in ("direct", "reflow", "reflow_distill")}
+    assert len(counts) == 1
 
 
 def fields(function, skip=0):

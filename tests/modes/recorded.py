@@ -83,6 +83,11 @@ def make_dataset(image_size, channels, **rules):
     return Dataset("made", Split(images, labels), Split(images[:50], labels[50::-1][:50]), 10)
 
 
+def job_of(**fields):
+    """A job of these fields; the others are None."""
+    return JOB.Job(**dict.fromkeys(JOB.Job._fields) | fields)
+
+
 def random_network(shape):
     """Return the affine network with random parameters; its inputs beside x are time and label."""
     network = affine_network()

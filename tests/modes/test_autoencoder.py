@@ -1,6 +1,7 @@
 """A codec is trained by the command line, evaluated by reconstructions, and then encodes."""
 
 import json
+import shutil
 from importlib import import_module
 
 import jax
@@ -151,6 +152,16 @@ def test_a_codec_that_moved_keeps_the_step_of_the_record(run):
     assert moved_run("/a@1", f"{run}@2") == f"{run}@2"
     assert moved_run("/a@1", "") == "/a@1" and moved_run("", "/b") == "/b"
     assert moved_run("/a@1", "/b.safetensors") == "/b.safetensors"
+
+
+def test_a_codec_that_is_trained_anew_is_another(run, tmp_path):
+    asked = config_of("flow_matching", **{"codec.name": "f4", "codec.weights": f"{tmp_path}/run@5"})
+    prints = []
+    for seed in (1, 2):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        save_run(tmp_path / "run", "autoencoder", seed=seed)
+        prints.append(load_codec(asked).fingerprint)
+    assert prints[0] != prints[1]
 
 
 def test_codecs_that_a_run_has_not_trained_are_refused(run, tmp_path):

@@ -17,7 +17,7 @@ from fewstep.modes.compare import (
 from fewstep.modes.job import Draft
 from fewstep.modes.request import Request
 from fewstep.modes.sweep import add_teachers
-from fewstep.training.report import NonFiniteError
+from fewstep.training.report import DivergedError, NonFiniteError
 from tests import cli
 from tests.training.runs import small_config, small_experiment
 
@@ -282,5 +282,5 @@ def test_a_diverged_run_is_left_out_with_its_students(tmp_path, monkeypatch, cap
     printed = capsys.readouterr()
     assert "left out: loss is not finite" in printed.err
     assert f"left out: {tmp_path}/cd/seed_0; it or" in printed.out
-    with pytest.raises(ValueError, match="every run diverged"):
+    with pytest.raises(DivergedError, match="every run diverged"):
         compare_methods(request._replace(methods=("cd",)))

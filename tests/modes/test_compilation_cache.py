@@ -51,18 +51,20 @@ def test_no_programs_are_kept_in_a_folder_that_is_not_writable(monkeypatch):
 
 
 def test_the_cache_is_off_or_beside_the_run_or_as_set_before(no_cache_folder, tmp_path):
-    enable_compilation_cache(Request(small_config(compilation_cache="off"), tmp_path / "run"))
+    off = Request(small_config(compilation_cache="off"), tmp_path / "run")
+    enable_compilation_cache(off, trains=True)
     assert jax.config.jax_compilation_cache_dir is None
-    enable_compilation_cache(Request(None, tmp_path / "run"))
+    enable_compilation_cache(Request(None, tmp_path / "run"), trains=True)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".compiled")
-    enable_compilation_cache(Request(None, tmp_path / "other" / "run"))  # JAX has a folder already
+    other = Request(None, tmp_path / "other" / "run")
+    enable_compilation_cache(other, trains=True)  # JAX has a folder already
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".compiled")
 
 
-def enabled_folder(workdir, config=None):
+def enabled_folder(workdir, config=None, trains=True):
     """Return the folder that JAX uses after `enable_compilation_cache`; None if it has none."""
     jax.config.update("jax_compilation_cache_dir", None)
-    enable_compilation_cache(Request(config, workdir))
+    enable_compilation_cache(Request(config, workdir), trains)
     return jax.config.jax_compilation_cache_dir
 
 
@@ -84,12 +86,17 @@ def test_the_folder_is_made_for_this_user_alone(no_cache_folder, tmp_path):
     assert stat.S_IMODE((tmp_path / "runs" / FOLDER).stat().st_mode) == 0o700
 
 
-def test_a_run_that_does_not_exist_gets_no_folder(no_cache_folder, tmp_path):
-    assert enabled_folder(tmp_path / "no" / "run") is None
+def test_a_run_that_does_not_exist_gets_a_folder_only_if_it_is_trained(no_cache_folder, tmp_path):
+    new, config = tmp_path / "new" / "deep" / "run", small_config()
+    for given in (None, config, small_config(compilation_cache=str(tmp_path / "own"))):
+        assert enabled_folder(new, given, trains=False) is None
+    assert enabled_folder(None, config, trains=False) is None
     assert list(tmp_path.iterdir()) == []
-    assert enabled_folder(tmp_path / "new" / "run", small_config()) == str(
-        tmp_path / "new" / FOLDER
-    )
+    assert enabled_folder(new, config) == str(new.parent / FOLDER)
+    # Another mode uses the folder that is there, and makes one for a run that is.
+    assert enabled_folder(new, config, trains=False) == str(new.parent / FOLDER)
+    (tmp_path / "run").mkdir()
+    assert enabled_folder(tmp_path / "run", trains=False) == str(tmp_path / FOLDER)
 
 
 @pytest.mark.parametrize(
@@ -114,21 +121,22 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     changed.chmod(0o755)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"warning: compiled programs are not kept: {reason.format(changed)}")
-    assert "compilation_cache=FOLDER" in line
+    assert "by $JAX_COMPILATION_CACHE_DIR, where" in line
     assert enabled_folder(runs / "a") is not None
 
 
-def test_the_folder_of_a_config_is_checked_too(no_cache_folder, runs, tmp_path):
+def test_the_folder_of_a_config_is_checked_too(no_cache_folder, runs, tmp_path, capsys):
     own = small_config(compilation_cache=str(tmp_path / "own"))
     assert enabled_folder(runs / "a", own) == str(tmp_path / "own")
     (tmp_path / "own").chmod(0o777)
     assert enabled_folder(runs / "a", own) is None
+    assert "by --config.compilation_cache=FOLDER, where" in capsys.readouterr().err
 
 
 def test_a_folder_that_the_user_gave_to_jax_stays(no_cache_folder, runs):
     (runs / FOLDER).chmod(0o777)
     jax.config.update("jax_compilation_cache_dir", "/cache")
-    enable_compilation_cache(Request(None, runs / "a"))
+    enable_compilation_cache(Request(None, runs / "a"), trains=True)
     assert jax.config.jax_compilation_cache_dir == "/cache"
 
 

@@ -21,7 +21,8 @@ EVALUATE = import_module("fewstep.modes.evaluate_run")
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path):
     """A function: fields of a request -> the `evaluate` fields and the data set that were used."""
-    config, experiment = small_experiment(seed=5, **{"evaluate.steps": (1,), "data.dir": "own"})
+    own = {"evaluate.steps": (1,), "data.dir": "own", "evaluate.weights": "/own.pth"}
+    config, experiment = small_experiment(seed=5, **own, **{"evaluate.features": "inception"})
     mesh, seen = make_mesh(), {}
 
     def load_run(request):
@@ -87,6 +88,19 @@ def test_fields_without_a_config_replace_those_of_the_run(evaluate):
     )
     fields, dataset = evaluate(fields={"data.dir": "elsewhere"})
     assert (fields.steps, dataset) == ((1,), f"{Path('elsewhere').absolute()}, True")
+
+
+def test_other_features_do_not_read_the_weights_of_the_run(evaluate):
+    def used(**fields):
+        asked = {f"evaluate.{name}": value for name, value in fields.items()}
+        return evaluate(fields=asked)[0].weights
+
+    assert used() == used(features="inception") == "/own.pth"
+    assert used(features="pixels") == used(features="dinov2") == ""
+    assert used(features="dinov2", weights="/d.pth") == "/d.pth"
+    assert used(features="dinov2", weights="/own.pth") == "/own.pth"
+    other = small_config(**{"evaluate.features": "dinov2", "evaluate.weights": "/file.pth"})
+    assert evaluate(config=other, given=("evaluate.features",))[0].weights == "/file.pth"
 
 
 def test_a_field_out_of_range_is_refused(evaluate):
@@ -167,6 +181,33 @@ def test_a_field_beside_a_config_that_would_change_nothing_is_refused(
     with pytest.raises(ValueError, match="--config is of cd"):
         evaluate_mode(request)
     assert len(evaluated) == 4
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("evaluate.features", "pixels"),
+        ("evaluate.reference", "all"),
+        ("evaluate.rows", ("hmc",)),
+        ("evaluate.agreement", True),
+        ("data.label_shares", "equal"),
+        ("evaluate.steps", (1, 4)),
+        ("evaluate.guidance_scale", (1.0, 2.0)),
+    ],
+)
+def test_fields_that_change_no_maps_are_refused_with_them(tmp_path, monkeypatch, field, value):
+    measured = []
+    mode = import_module("fewstep.modes.evaluate")
+    monkeypatch.setattr(mode, "measure_maps", measured.append)
+    monkeypatch.setattr(mode, "check_effect", lambda *_: None)
+    config = small_config("flow_matching", **{field: value})
+    for asked in ({"fields": {field: value}}, {"config": config, "given": (field,)}):
+        with pytest.raises(ValueError, match=f"{field}.* (change nothing: --maps|names several)"):
+            evaluate_mode(Request(workdir=tmp_path, maps=True, **asked))
+    numbers = {"evaluate.num_samples": 9, "evaluate.final_samples": 9, "evaluate.steps": (4,)}
+    evaluate_mode(Request(workdir=tmp_path, maps=True, fields=numbers | {"data.dir": "here"}))
+    evaluate_mode(Request(workdir=tmp_path, maps=True, config=config, given=()))
+    assert len(measured) == 2
 
 
 def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(evaluate, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from fewstep.data import NEWEST_ORDER, batch_indices
 from fewstep.modes import job as JOB
+from fewstep.modes.request import Request
 from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.experiment import build
 from fewstep.training.replay import GRADIENT, ROWS, read_newest_record
@@ -16,7 +17,7 @@ from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import Supply, open_sources
 from fewstep.training.storage import checkpoint, workdir
-from tests.modes.recorded import TRAIN, make_dataset, random_network, replace_dit
+from tests.modes.recorded import TRAIN, job_of, make_dataset, random_network, replace_dit
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
 
@@ -26,7 +27,7 @@ FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
 
 def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     config, data = small_config("flow_matching", **FIELDS), make_dataset(8, 1)
-    job = JOB.Job(config, data, build(config), *[None] * 7)
+    job = job_of(config=config, dataset=data, experiment=build(config))
     error = NonFiniteError("broken", step=7, values={"loss": np.inf})
     told = TRAIN.record_failure(error, job, NEWEST_ORDER, tmp_path)
     assert str(tmp_path / "replay" / "7.json") in str(told)
@@ -43,7 +44,7 @@ def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
 
 def test_a_step_without_images_records_none_though_a_data_set_is_here(tmp_path):
     config, data = small_config("sim", **FIELDS), make_dataset(8, 1)
-    job = JOB.Job(config, data, build(config), *[None] * 7)
+    job = job_of(config=config, dataset=data, experiment=build(config))
     TRAIN.record_failure(NonFiniteError("broken", step=7, values={}), job, NEWEST_ORDER, tmp_path)
     assert read_newest_record(tmp_path)["indices"] is None
 
@@ -91,6 +92,17 @@ def test_a_repeated_step_has_the_same_loss(run, number):
     assert arrays == {"a", "b", "c", "d", "e"}
     assert len({round(loss, 4) for loss in losses}) == 5
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
+
+
+def test_a_field_beside_a_config_that_would_change_nothing_is_refused(tmp_path):
+    workdir.start_run(tmp_path, small_config("flow_matching", **FIELDS))
+    replayed = {"optimizer.learning_rate": 1.0, "data.dir": "elsewhere"}
+    config = small_config("flow_matching", **replayed)
+    request = Request(workdir=tmp_path, config=config, given=tuple(replayed))
+    with pytest.raises(ValueError, match=r"--config.optimizer.learning_rate would change nothing"):
+        REPLAY.replay(request)
+    with pytest.raises(ValueError, match="has no record: no step"):
+        REPLAY.replay(request._replace(given=("data.dir",)))
 
 
 @pytest.mark.parametrize("fields", [{"seed": 4}, {"indices": [1, 2]}], ids=str)

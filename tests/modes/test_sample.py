@@ -159,6 +159,18 @@ def test_files_of_no_draw_are_refused_before_compute_and_stay(sample, tmp_path, 
     assert (tmp_path / mine).read_text() == "kept"
 
 
+def test_an_npz_that_has_no_samples_stays(sample, tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez(tmp_path / "weights.npz", x=np.ones(2), w=np.ones(2))
+    np.save(tmp_path / "array.npy", np.ones(2))
+    contents = [(tmp_path / name).read_bytes() for name in ("weights.npz", "array.npy")]
+    for content in (*contents, b"text"):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x.npz is no file of samples, since it lacks seed"):
+            sample(seeds=(1,), out=file)
+        assert file.read_bytes() == content and not (tmp_path / "x.png").exists()
+
+
 def test_a_picture_of_no_draw_beside_an_npz_stays(sample, tmp_path, monkeypatch):
     for seed in (1, 2):  # a draw replaces its own
         sample(seeds=(seed,), out=tmp_path / "y.npz")

@@ -17,7 +17,7 @@ from fewstep.modes.request import Request
 from fewstep.training import compiled_step as COMPILED_STEP
 from fewstep.training.step import train_step
 from fewstep.training.storage.identity import as_dict, flatten_fields
-from tests.modes.recorded import TRAIN, record_run
+from tests.modes.recorded import TRAIN, job_of, record_run
 from tests.networks import NO_BLOCKS
 from tests.training.runs import save_run, small_config, small_experiment
 
@@ -258,7 +258,7 @@ def test_the_schedule_of_the_learning_rate_has_the_length_of_the_run(observe):
 
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_path, goes_on):
-    found = SimpleNamespace(has_checkpoint=lambda folder: goes_on)
+    found = SimpleNamespace(has_checkpoint=lambda folder: goes_on, saved_step=lambda folder: 1)
     monkeypatch.setattr(JOB, "restore", found)
     fields = PLAIN | {"teacher": "first", "evaluate.steps": (1,)}
     seen = record_run(monkeypatch, tmp_path, "ect", fields, traced=False)
@@ -320,7 +320,7 @@ def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, 
     config = small_config(steps=2)
     config.evaluate.num_samples, config.evaluate.final_samples = 20, final
     experiment = SimpleNamespace(sample_with="network")
-    job = JOB.Job(config, None, experiment, *[None] * 7)
+    job = job_of(config=config, experiment=experiment)
     evaluate = TRAIN.make_evaluate(None, job)
     for step in (1, 2):
         evaluate(SimpleNamespace(networks={"network": ()}, followers={}, step=step))

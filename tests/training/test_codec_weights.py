@@ -5,7 +5,6 @@ import pytest
 
 from fewstep.files import write_npz
 from fewstep.latents.linear import linear_codec
-from fewstep.models.codecs import CODECS
 from fewstep.training.codec_weights import load_codec
 from fewstep.weights.layouts.names import flatten
 from tests.training.runs import perturb, small_config
