@@ -122,7 +122,9 @@ class Run:
 
     def _draw(self, labels: Sequence[int | str] | None, count: int | None, seed: int) -> Draw:
         """The pairs of seed and label of a call of `sample`. Raises ValueError."""
-        if labels is not None and np.ndim(labels) == 0:
+        if isinstance(labels, str | int) or (
+            isinstance(labels, np.generic | np.ndarray | Array) and np.ndim(labels) == 0
+        ):
             raise ValueError(
                 f"labels={labels!r} is one label; give a list with one for each image, as in "
                 f"labels=[{labels!r}] * {COUNT}"
@@ -156,11 +158,11 @@ class Run:
         null class. A one-step generator predicts data at t_max alone. Differentiable; JAX
         transforms it.
 
-        Raises ValueError for integer x_t, and for a label that is not a class, if JAX knows its
+        Raises ValueError for images of uint8, and for a label that is not a class, if JAX knows its
         value.
         """
         x_t = jnp.asarray(x_t)
-        if not jnp.issubdtype(x_t.dtype, jnp.floating):
+        if jnp.issubdtype(x_t.dtype, jnp.unsignedinteger):
             raise ValueError(f"x_t is {x_t.dtype}; give floats around [-1, 1], as x / 127.5 - 1 is")
         x_t, rows = x_t.astype(jnp.float32), x_t.shape[:1]
         label = self._checked_labels(-1 if labels is None else labels)

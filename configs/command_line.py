@@ -130,7 +130,7 @@ def read_literal(text: str) -> Any:
     """Return the value that a text writes in Python; the text if it writes none."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError):  # TypeError for {{name}} of a template
         return text
 
 

@@ -37,7 +37,9 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: plain_value(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(map(plain_value, value))
+        return (
+            [*map(plain_value, value)] if isinstance(value, list) else (*map(plain_value, value),)
+        )
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return os.fspath(value) if isinstance(value, os.PathLike) else value

@@ -40,7 +40,8 @@ def mixture(name: str, means: np.ndarray, deviation: float, **known: tuple) -> D
         offset, others = x - nearest, centres - nearest
         # Linear in x, at most 0, and 0 for the nearest: squares of far points do not cancel.
         logits = (jnp.sum(others * offset, axis=-1) - 0.5 * jnp.sum(others**2, axis=-1)) / variance
-        rest = jnp.log(jnp.sum(jnp.exp(jnp.minimum(logits, 0.0))))
+        # Not jnp.minimum, which has half the gradient where two means are equally near.
+        rest = jnp.log(jnp.sum(jnp.exp(jnp.where(logits > 0.0, 0.0, logits))))
         return rest - 0.5 * jnp.sum(offset**2) / variance + constant
 
     def sample(rng: np.random.Generator, size: int) -> np.ndarray:

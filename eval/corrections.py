@@ -127,12 +127,12 @@ def weighted_row(
 ) -> Numbers:
     """The row of samples that are resampled by their weights. rows: of `weighted_rows`.
 
-    A sample whose log weight is not finite has weight 0. `left_out` is the share of these, if there
-    are any; it is the only number if no other sample is left.
+    A sample whose log weight is not finite has weight 0. `weightless` is the share of these, if
+    there are any; it is the only number if no other sample is left.
     """
     log_w = np.asarray(rows["log_w"], np.float64)
     finite = np.isfinite(log_w)
-    lost = {} if finite.all() else {"left_out": float(1.0 - finite.mean())}
+    lost = {} if finite.all() else {"weightless": float(1.0 - finite.mean())}
     if not finite.any():
         return lost
     log_w = np.where(finite, log_w, -np.inf)

@@ -129,5 +129,5 @@ def add_rows(result: dict[str, Any], rows: Mapping[str, Mapping[str, float]]) ->
 
 def weight_warnings(row: Mapping[str, float]) -> list[str]:
     """A warning of samples whose weights are not finite, if a row has any."""
-    share = 100.0 * row.get("left_out", 0.0)
-    return [f"{share:.3g}% of the samples have no finite weight and count as 0"] if share else []
+    share = 100.0 * row.get("weightless", 0.0)
+    return [f"{share:.3g}% of the samples have no finite weight; they got 0"] if share else []

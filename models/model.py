@@ -84,8 +84,8 @@ class Model(NamedTuple):
             share = 1 - u, with u from 0 at the data to 1 at the prior     (Berner et al. 2024) if 0
 
         The first makes it the tilt of the noised density at all times if this is N(0, I / lambda)
-        and the path preserves variance. A score that fades more slowly than the density gets wider
-        throws the paths of an untrained network away. A model without density gives none.
+        and the path preserves variance. If the score fades more slowly than the density widens, an
+        untrained network throws paths far off. A model without density gives none.
         """
         if not self.network.score_input or self.density is None:
             return condition

@@ -30,16 +30,17 @@ MOST_LINKS = 40  # most symbolic links in a path, as in Linux
 def enable_compilation_cache(request: Request, trains: bool) -> None:
     """Make JAX keep compiled programs, by default in a folder beside that of the run.
 
-    Makes that folder only for a run that exists or that the mode trains. Warns and keeps none if
-    others could write to the folder. $JAX_COMPILATION_CACHE_DIR and the other settings of JAX take
-    precedence.
+    Makes the default folder only for a run that exists or that the mode trains. Warns and keeps
+    none if others could write to the folder. $JAX_COMPILATION_CACHE_DIR and the other settings of
+    JAX take precedence.
     """
     folder = cache_folder(request)
     if folder is None or jax.config.jax_compilation_cache_dir is not None:
         return
     folder = folder.absolute()
+    named = request.config is not None and request.config.compilation_cache
     has_run = trains or (request.workdir is not None and request.workdir.exists())
-    if not has_run and not os.path.lexists(folder):
+    if not (named or has_run or os.path.lexists(folder)):
         return
     try:
         fault = path_fault(folder) or make_folder(folder)

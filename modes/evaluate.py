@@ -23,7 +23,8 @@ from fewstep.training.cost.choice import field_value
 # numbers of samples.
 MEASURED = ("evaluate.", "data.label_shares")
 SINGLE = ("evaluate.steps", "evaluate.guidance_scale")
-MAPPED = (*SINGLE, "evaluate.num_samples", "evaluate.final_samples", "evaluate.batch_size")
+MAPPED = (*SINGLE, "evaluate.num_samples", "evaluate.batch_size")
+BESIDE = "evaluate.final_samples"  # is set by --num_samples too
 
 
 def evaluate(request: Request) -> None:
@@ -44,7 +45,7 @@ def check_maps(request: Request) -> None:
     """Raises ValueError for fields given with --maps that would change nothing."""
     given = {name: field_value(request.config, name) for name in request.given or ()}
     for name, value in {**given, **request.fields}.items():
-        if name.startswith(MEASURED) and name not in MAPPED:
+        if name.startswith(MEASURED) and name not in (*MAPPED, BESIDE):
             raise ValueError(
                 f"{name} would change nothing: --maps measures no samples, and reads only "
                 f"{', '.join(MAPPED)}; leave it out"

@@ -1,6 +1,7 @@
 """Prepares what training needs, and checks it before anything is computed or written."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,13 @@ from fewstep.modes.resolve import fill_open_fields, read_dataset, resolve_and_lo
 from fewstep.modes.retention import retention_of
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
-from fewstep.training.cluster.processes import first_process_says, say, warn
+from fewstep.training.cluster.processes import (
+    broadcast,
+    decides,
+    first_process_says,
+    say,
+    warn,
+)
 from fewstep.training.codec_weights import pin_codec
 from fewstep.training.compiled_step import Advance, abstract_state
 from fewstep.training.cost.compiled import StepInputs, production_step, sharded_batch
@@ -200,8 +207,15 @@ def started(experiment: Experiment, saved: bool) -> Experiment:
 
 
 def check_steps_done(path: Path, config: ConfigDict) -> None:
-    """Raises ValueError if the run in the folder has done more steps than the config has."""
-    done = restore.saved_step(path) if restore.has_checkpoint(path) else 0
+    """Raises ValueError if the run in the folder has done more steps than the config has.
+
+    Process 0 looks, since others may see a checkpoint later.
+    """
+    done = 0
+    if decides() and restore.has_checkpoint(path):
+        with suppress(ValueError):  # a damaged checkpoint is told when it is read
+            done = restore.saved_step(path)
+    done = broadcast(done)
     if done > config.steps:
         raise ValueError(
             f"{path} is at step {done}, beyond steps={config.steps}; choose another --workdir or "

@@ -129,5 +129,6 @@ def codec_memory_in_words(rows: int, shape: Shape) -> Iterator[None]:
         raise ValueError(
             f"the memory of the devices is not enough for the codec ({str(error).splitlines()[0]}),"
             f" which computes {rows} picture(s) of {shape[0]} x {shape[1]} pixels at once on each; "
-            "set a smaller model.size or data.image_size, or a larger mesh.fsdp"
+            "use devices with more memory, or free some: end other programs on them, and in "
+            "training set a smaller model.size or a larger mesh.fsdp"
         ) from error

@@ -23,6 +23,7 @@ HUB = b"huggingface"  # key of the metadata in which the package datasets keeps 
 WHOLE = "train"  # the split of files whose names say none
 WORDS = re.compile(r"[-_.]")  # between the words of a name
 PLAIN = ("data", "part")  # how writers call files and folders that have no name of their own
+SHARD = re.compile(r"(part|shard|chunk)?\d+", re.IGNORECASE)  # what says only which part it is
 OPEN = 4  # row groups of images that stay in memory
 
 
@@ -41,7 +42,7 @@ class Value:
 
 
 class NamedSplit(NamedTuple):
-    """What a path says. word: the split. before: what comes before it, which is the data set."""
+    """What a path says. word: the split. before: the data set, as far as the words before say."""
 
     word: str
     before: str
@@ -155,11 +156,18 @@ def find_split(file: Path) -> NamedSplit | None:
         words = WORDS.split(name)
         place = next((i for i, word in enumerate(words) if split_kind(word)), None)
         if place is not None:
-            before = [word for word in words[:place] if not word.isdigit()]
-            return NamedSplit(words[place], "-".join((str(above), *before)))
+            before = [word for word in words[:place] if not SHARD.fullmatch(word)]
+            return NamedSplit(words[place], "-".join((data_set(above, words[place]), *before)))
         if split_kind(NUMBER.sub("", name)):  # held-out
-            return NamedSplit(NUMBER.sub("", name), str(above))
+            return NamedSplit(NUMBER.sub("", name), data_set(above, name))
     return None
+
+
+def data_set(folder: Path, split: str) -> str:
+    """The folders above those of a split and of its parts."""
+    parts = folder.parts
+    outer = parts[: parts.index(split)] if split in parts else parts
+    return "/".join(part for part in outer if not SHARD.fullmatch(part))
 
 
 def check_one_set(root: Path, split: str, files: Sequence[Path]) -> None:

@@ -114,10 +114,14 @@ def read_folder(folder: Path) -> tuple[LatentFiles, list[str]]:
 
 
 def check_not_above(folder: Path, names: Sequence[str], latents: Sequence[str]) -> None:
-    """Raises ValueError if labels or statistics of latents lie deeper, where they are not read."""
+    """Raises ValueError if labels or statistics lie beside latents deeper, and none lie here."""
     for name in names:
         inside, _, file = name.rpartition("/")
-        if file in BESIDE and inside and any(each.startswith(f"{inside}/") for each in latents):
+        if (
+            file in BESIDE
+            and file not in names
+            and any(each.startswith(f"{inside}/") for each in latents)
+        ):
             raise ValueError(
                 f"{folder / name} is read only with the folder that it lies in; give "
                 f"latents:{folder / inside}"

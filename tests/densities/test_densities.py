@@ -116,6 +116,10 @@ def test_mixtures_are_those_of_double_precision_near_and_far(name):
     value, slope = exact_mixture(density, *given, near)
     np.testing.assert_allclose(log_rho(density, near), value, atol=2e-5)
     np.testing.assert_allclose(score(near), slope, atol=2e-5)
+    between = np.float32([(given[0][0] + given[0][1]) / 2, (given[0][0] + given[0][1]) / 2])
+    np.testing.assert_allclose(
+        score(between), exact_mixture(density, *given, between)[1], atol=1e-4
+    )
     way = np.random.default_rng(3).standard_normal((256, 2))
     for radius in (30.0, 2e4, 1e6, 1e9):
         far = np.float32(radius * way / np.linalg.norm(way, axis=1, keepdims=True))

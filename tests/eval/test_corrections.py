@@ -79,7 +79,7 @@ def test_a_weight_that_is_not_finite_is_left_out(bad):
     rows = {"x": x[:, None] / SCALE, "log_w": log_w, "sign": np.ones(300)}
     row = weighted_row(DENSITY, rows, moments)
     assert row["mean"] == pytest.approx(0.75, abs=0.03)
-    assert row["left_out"] == pytest.approx(1.0 / 3.0)
+    assert row["weightless"] == pytest.approx(1.0 / 3.0)
     assert row["log_z"] == pytest.approx(math.log(4.0 / 3.0))
     assert row["ess"] == pytest.approx(16.0 / 30.0)
 
@@ -87,7 +87,7 @@ def test_a_weight_that_is_not_finite_is_left_out(bad):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_row_without_any_weight_has_no_metrics(bad):
     rows = {"x": np.zeros((5, 1)), "log_w": np.full(5, bad), "sign": np.ones(5)}
-    assert weighted_row(DENSITY, rows, moments) == {"left_out": 1.0}
+    assert weighted_row(DENSITY, rows, moments) == {"weightless": 1.0}
 
 
 @pytest.mark.parametrize("weights", [[0.0, np.nan], [1.0, np.inf], [0.0, 0.0]])

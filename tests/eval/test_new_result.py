@@ -32,12 +32,14 @@ def test_what_changes_samples_changes_the_id(method, field, values):
 def test_numbers_that_are_not_finite_are_left_out_with_a_warning():
     result = {"metrics": {}, "warnings": [], "real": {}}
     add_numbers(result, {"elbo": -1.0, "ess": float("nan")})
-    add_rows(result, {"weighted": {"log_z": float("-inf"), "left_out": 0.25}, "hmc": {"bad": 1e16}})
+    add_rows(
+        result, {"weighted": {"log_z": float("-inf"), "weightless": 0.25}, "hmc": {"bad": 1e16}}
+    )
     assert result["metrics"] == {"elbo": -1.0}
-    assert result["rows"] == {"weighted": {"left_out": 0.25}, "hmc": {}}
+    assert result["rows"] == {"weighted": {"weightless": 0.25}, "hmc": {}}
     assert result["warnings"] == [
         "ess is not finite, or too large",
         "importance-weighted: log_z is not finite, or too large",
-        "importance-weighted: 25% of the samples have no finite weight and count as 0",
+        "importance-weighted: 25% of the samples have no finite weight; they got 0",
         "after ten HMC steps: bad is not finite, or too large",
     ]

@@ -88,10 +88,12 @@ def test_the_folder_is_made_for_this_user_alone(no_cache_folder, tmp_path):
 
 def test_a_run_that_does_not_exist_gets_a_folder_only_if_it_is_trained(no_cache_folder, tmp_path):
     new, config = tmp_path / "new" / "deep" / "run", small_config()
-    for given in (None, config, small_config(compilation_cache=str(tmp_path / "own"))):
+    for given in (None, config):
         assert enabled_folder(new, given, trains=False) is None
     assert enabled_folder(None, config, trains=False) is None
     assert list(tmp_path.iterdir()) == []
+    own = str(tmp_path / "own")
+    assert enabled_folder(new, small_config(compilation_cache=own), trains=False) == own
     assert enabled_folder(new, config) == str(new.parent / FOLDER)
     # Another mode uses the folder that is there, and makes one for a run that is.
     assert enabled_folder(new, config, trains=False) == str(new.parent / FOLDER)

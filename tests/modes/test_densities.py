@@ -104,6 +104,7 @@ def test_a_student_learns_from_rollouts_without_data(teacher, code, tmp_path):
     TRAIN.train_run(Request(config=config, workdir=tmp_path / "run", given=tuple(fields)))
     record = workdir.load_config(tmp_path / "run")
     assert record.model.score_input and record.prediction.kind == "tilt"
+    assert record.model.score_precision == 100.0
     digest = hashlib.sha256(code.read_bytes()).hexdigest()
     assert workdir.recorded_identity(tmp_path / "run").data == {"density_sha256": digest}
     (shown,) = load_runs([tmp_path / "run"])

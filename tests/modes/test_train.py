@@ -167,17 +167,16 @@ ELSEWHERE = {
         "of runs that are continued with other steps: tests/training/storage/test_lengths.py",
     ),
     **dict.fromkeys(
-        (
-            *("model.name", "model.width", "model.depth", "model.codec"),
-            *("model.score_input", "model.score_precision"),
-        ),
+        ("model.name", "model.width", "model.depth", "model.codec", "model.score_input"),
         "of other networks than the one here: tests/training/test_networks.py",
     ),
     **dict.fromkeys(
         ("model.multipliers", "model.attention_sides", "model.variant"),
         "of U-Nets: tests/models/test_network.py",
     ),
-    "evaluate.rows": "of densities: tests/modes/test_densities.py",
+    **dict.fromkeys(
+        ("evaluate.rows", "model.score_precision"), "of densities: tests/modes/test_densities.py"
+    ),
     "teacher_scales": "of students of guidance: tests/training/test_teacher.py",
     "data.posterior": "of latents of other programs: tests/data/test_latent_files.py",
 }

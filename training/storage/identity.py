@@ -59,7 +59,6 @@ DECODING = "data.decoding"
 # Of these, what an evaluation during training measures, so what its curve compares.
 MEASURING = (
     "evaluate.features",
-    "evaluate.weights",
     "evaluate.reference",
     "evaluate.num_samples",
     "evaluate.guidance_scale",

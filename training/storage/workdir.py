@@ -141,8 +141,8 @@ def warn_of_measures(workdir: Path, before: Plain, now: Plain) -> None:
     if changed and restore.has_checkpoint(workdir):
         warn(
             f"{workdir} goes on with {'; '.join(changed)}: its curves, and checkpoint.keep_best, "
-            "compare evaluations that are not alike. Keep the values, and measure by others with "
-            "--mode=evaluate"
+            "compare evaluations that are not alike. Keep the old values, and use --mode=evaluate "
+            "for other measurements"
         )
 
 
