@@ -23,7 +23,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from fewstep.configs.methods import TEACHERS
-from fewstep.configs.python import plain_fields, read_config
+from fewstep.configs.python import fields_from_python, read_config
 from fewstep.diffusion.path import Path as DiffusionPath
 from fewstep.eval.given import read_samples
 from fewstep.eval.measure_given import measure_given
@@ -234,7 +234,7 @@ def config(name: str | os.PathLike[str], **fields: Any) -> Config:
 
     Raises ValueError for a file, method or field that does not exist, and for a wrong value.
     """
-    name, fields = os.fspath(name), plain_fields(fields)
+    name, fields = os.fspath(name), fields_from_python(fields)
     read = read_config(expand_home(name), fields)
     permit_code(read.data.name, read.teacher)
     return Config(checked(read), fields, name)

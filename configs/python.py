@@ -21,7 +21,7 @@ TYPES = {
 }
 
 
-def plain_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+def fields_from_python(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields by dotted name as a record has them.
 
     A mapping for a group of fields gives those of its fields that it has. Paths become text, and
@@ -48,7 +48,7 @@ def plain_value(value: Any) -> Any:
 def read_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
     """Return the config FILE[:METHOD] with some fields replaced, for Python.
 
-    fields: of `plain_fields`. Raises ValueError with the messages of the command line.
+    fields: of `fields_from_python`. Raises ValueError with the messages of the command line.
     """
     path = command_line.packaged_config(name)
     file = path.partition(":")[0]

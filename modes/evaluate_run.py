@@ -23,7 +23,8 @@ def evaluate_run(request: Request) -> None:
     read.
     """
     config, experiment, mesh, params, step, _ = load_run(request)
-    given = drop_other_weights(config, config_in_place_of(config, request), request)
+    given = config_in_place_of(config, request)
+    clear_recorded_weights(config, given, request)
     config = replace_folders(config, given)
     rows = given.evaluate.batch_size or config.evaluate.batch_size
     config.evaluate, config.data.label_shares = given.evaluate, given.data.label_shares
@@ -53,11 +54,10 @@ def evaluate_run(request: Request) -> None:
     evaluate_network(params, step)
 
 
-def drop_other_weights(recorded: ConfigDict, given: ConfigDict, request: Request) -> ConfigDict:
-    """The given config without the record's file of weights, if it has other features."""
+def clear_recorded_weights(recorded: ConfigDict, given: ConfigDict, request: Request) -> None:
+    """Clear the record's file of weights in the given config, if that has other features."""
     fields, own = given.evaluate, recorded.evaluate
     asked = {*request.fields, *(request.given or ())}
     recorded_file = fields.weights == own.weights and "evaluate.weights" not in asked
     if recorded_file and fields.features != own.features:
         fields.weights = ""
-    return given

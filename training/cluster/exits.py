@@ -46,7 +46,8 @@ TABLE = (
     ),
     Exit(
         DIVERGED,
-        "the run diverged: not finite, or more spikes than `optimizer.spike_cap`",
+        "the run diverged, or every run of a comparison: not finite, or more spikes than "
+        "`optimizer.spike_cap`",
         "with other fields and folder",
         False,
     ),

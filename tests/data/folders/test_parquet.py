@@ -101,6 +101,9 @@ def write_all(folder, files):
         (["0000.parquet", "test-0.parquet", "data/part-1.parquet"], [1, 3], [2]),
         (["train/cat/0.parquet", "train/dog/0.parquet", "val/0.parquet"], [1, 2], [3]),
         (["a.parquet", "b.parquet", "extra/0.parquet"], [1, 2, 3], []),
+        (["shard0-train.parquet", "shard1-train.parquet"], [1, 2], []),
+        (["2023/train-0.parquet", "2024/train-0.parquet"], [1, 2], []),
+        (["train/books/train-0.parquet", "train/web/train-1.parquet"], [1, 2], []),
     ],
 )
 def test_files_are_of_the_split_that_is_a_word_of_their_path(load, tmp_path, files, train, test):
