@@ -110,10 +110,10 @@ def prepare_job(
 
 def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> Draft:
     """Return the draft of a job after every check that needs no teacher either."""
-    check_steps_done(path, config)
     check_loggers(config.log.to)
     mesh = make_mesh(**config.mesh)
     config, dataset = resolve_and_load(pin_codec(fill_open_fields(config, path), path))
+    check_steps_done(path, config)
     if window is not None:
         check_profile(window, path, config)
     if config.data.local_dir:

@@ -3,7 +3,7 @@
 import pytest
 
 from fewstep.modes.checks import inspect_earlier_run
-from fewstep.modes.job import warn_of_zero_rates
+from fewstep.modes.job import draft_job, warn_of_zero_rates
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import Request
 from fewstep.modes.train_run import train_run
@@ -39,3 +39,10 @@ def test_a_run_with_more_steps_than_it_is_asked_for_is_refused_and_keeps_its_rec
     assert (folder / RUN).read_bytes() == before
     with pytest.raises(ValueError, match=message):
         inspect_earlier_run(NextJob(Request(config=config, workdir=folder)))
+
+
+def test_steps_that_are_left_open_are_chosen(tmp_path):
+    config = small_config("flow_matching")
+    with config.ignore_type():
+        config.steps = None
+    assert draft_job(tmp_path / "new", config).config.steps > 0
