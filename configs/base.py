@@ -195,6 +195,9 @@ def model() -> ConfigDict:
             # mlp; how soon that gradient fades with noise: 1 / variance of a mode, in units of the
             # density's scale; 0 fades linearly in time
             "score_precision": placeholder(float),
+            # mlp; units of a small network for each coordinate, for densities of many dimensions; 0
+            # for none
+            "coordinate_width": placeholder(int),
             # mlp, song_unet, adm_unet
             "width": placeholder(int),  # units of a block, or channels of the first convolution
             "depth": placeholder(int),  # blocks; of a U-Net, in each level

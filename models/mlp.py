@@ -8,7 +8,7 @@ at zero, so the network starts at zero, as the DiT does, or at the score that it
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -53,6 +53,7 @@ def mlp(
     trajectory: int = 1,
     score_input: bool = False,
     score_precision: float = 0.0,
+    coordinate_width: int = 0,
 ) -> Network:
     """A residual perceptron on points [B, *shape].
 
@@ -64,6 +65,8 @@ def mlp(
         2024).
     score_precision: 1 / variance of a mode, in units of the density's scale, by which that score
         fades as noise is added (`Model.with_score`); 0 fades linearly in time.
+    coordinate_width: units of a small network for each coordinate, whose weights come from the
+        blocks (`CoordinateNetworks`); 0 for none.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -71,13 +74,15 @@ def mlp(
     Raises ValueError for a field out of its range.
     """
     check_integers(1, dimension=math.prod(shape), width=width, depth=depth, trajectory=trajectory)
-    check_integers(0, num_classes=num_classes)
+    check_integers(0, num_classes=num_classes, coordinate_width=coordinate_width)
     check_choice("dtype", dtype, DTYPES)
     if not 0.0 <= score_precision < math.inf:
         raise ValueError(f"score_precision={score_precision!r} must be 0 or more, and finite")
     scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     weight = LossWeight(time_scale) if loss_weight else None
-    module = Perceptron(width, depth, num_classes, scalars, dtype, trajectory, score_input)
+    module = Perceptron(
+        width, depth, num_classes, scalars, dtype, trajectory, score_input, coordinate_width
+    )
     hidden = tuple(f"block_{index}" for index in range(depth))
     built = linen_network(module, tuple(shape), weight=weight, hidden=hidden)
     return built._replace(
@@ -120,6 +125,7 @@ class Perceptron(nn.Module):
     dtype: str
     trajectory: int
     score_input: bool
+    coordinate_width: int
 
     @nn.compact
     def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
@@ -136,10 +142,17 @@ class Perceptron(nn.Module):
             hidden[f"block_{index}"] = h
         self.sow(SOWN, HIDDEN, hidden)
         output = dense(points.shape[-1], "output", zero=True)(nn.silu(h))
+        entries = [points]
+        if self.score_input:
+            score = condition.get("score", jnp.zeros_like(x)).reshape(points.shape)
+            entries.append(jnp.arcsinh(score))
+        if self.coordinate_width:
+            coordinates = CoordinateNetworks(self.coordinate_width, name="coordinates")
+            output += coordinates(entries, nn.silu(h + c))
         if self.score_input and "score" in condition:
             output = jnp.clip(output, -OUTPUT_CLIP, OUTPUT_CLIP)
             gate = 1.0 + dense(points.shape[-1], "score_gate", zero=True)(nn.silu(c))
-            output += gate * condition["score"].reshape(points.shape)
+            output += gate * score
         return output.reshape(x.shape)
 
 
@@ -156,3 +169,25 @@ class PointBlock(nn.Module):
         hidden = dense(width, "expand", dtype=self.dtype)(nn.silu(h))
         hidden = nn.silu(hidden * (1.0 + scale) + shift)
         return h + dense(width, "contract", dtype=self.dtype)(hidden)
+
+
+class CoordinateNetworks(nn.Module):
+    """A small network for each coordinate, all with the same weights, which depend on the row.
+
+    With the row's units h [B, W] and entries e_j [B, D], such as the point and its score:
+
+        out_i = sum_k v_k SiLU(c_k(h) + sum_j a_jk(h) e_ji),    a and c affine in h: [B, D]
+
+    So what a coordinate needs does not have to pass through the W units.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, entries: Sequence[Array], h: Array) -> Array:
+        count = len(entries) + 1
+        weights = dense(count * self.width, "weights")(h)[:, None]
+        *slopes, hidden = jnp.split(weights, count, axis=-1)
+        for entry, slope in zip(entries, slopes, strict=True):
+            hidden += entry[..., None] * slope
+        return dense(1, "output", zero=True)(nn.silu(hidden))[..., 0]

@@ -18,8 +18,8 @@ DENSITY = "density_sha256"
 def check_density_network(config: ConfigDict, network: Network, density: Density | None) -> None:
     """Raises ValueError for a network that reads no density, or is too narrow for its points.
 
-    A perceptron narrower than a point cannot represent the identity, so the samples of a student
-    would lose variance.
+    A perceptron narrower than a point, without networks of coordinates, cannot represent the
+    identity, so the samples of a student would lose variance.
     """
     if network.score_input and density is None:
         raise ValueError(
@@ -27,10 +27,12 @@ def check_density_network(config: ConfigDict, network: Network, density: Density
             f"data.name={config.data.name}"
         )
     width = config.model.get("width")
-    if density and not config.debug and width and width < density.dim:
+    own = config.model.get("coordinate_width")
+    if density and not config.debug and width and not own and width < density.dim:
         raise ValueError(
             f"model.width={width} is below the {density.dim} dimensions of {config.data.name}: "
-            f"samples would collapse; use model.width={density.dim} or more"
+            "samples would collapse; use model.coordinate_width=8, a small network for each "
+            f"coordinate, or model.width={density.dim} or more"
         )
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.models.conditioning import Conditioning, scalar_inputs
-from fewstep.models.mlp import mlp
+from fewstep.models.mlp import CoordinateNetworks, mlp
 
 BATCH, DIMENSION, CLASSES = 6, 2, 4
 FIELDS = {"shape": (DIMENSION,), "width": 16, "depth": 2, "num_classes": CLASSES}
@@ -30,6 +30,21 @@ def test_output_is_zero_at_first():
     np.testing.assert_array_equal(out, 0.0)
 
 
+def affine(layer, x):
+    return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+
+def hidden_units(params, c):
+    """The units after the blocks, at the points X."""
+    h = affine(params["input"], np.asarray(X))
+    for index in range(2):
+        block = params[f"block_{index}"]
+        shift, scale = np.split(affine(block["modulation"], silu(np.asarray(c))), 2, axis=-1)
+        hidden = silu(affine(block["expand"], silu(h)) * (1 + scale) + shift)
+        h = h + affine(block["contract"], hidden)
+    return h
+
+
 def test_against_numpy(random_params):
     apply, params = make(random_params, second_time="interval", time_scale=3.0)
     scalars = scalar_inputs("interval", False, 3.0)
@@ -37,16 +52,7 @@ def test_against_numpy(random_params):
         {"params": params["conditioning"]}, T, S, CONDITION
     )
 
-    def affine(layer, x):
-        return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
-
-    h = affine(params["input"], np.asarray(X))
-    for index in range(2):
-        block = params[f"block_{index}"]
-        shift, scale = np.split(affine(block["modulation"], silu(np.asarray(c))), 2, axis=-1)
-        hidden = silu(affine(block["expand"], silu(h)) * (1 + scale) + shift)
-        h = h + affine(block["contract"], hidden)
-    expected = affine(params["output"], silu(h))
+    expected = affine(params["output"], silu(hidden_units(params, c)))
     np.testing.assert_allclose(apply(params, X, T, S, CONDITION), expected, atol=2e-5)
 
 
@@ -59,6 +65,32 @@ def test_output_beside_a_score_is_clipped(random_params):
     assert np.abs(added).max() == pytest.approx(100.0, rel=1e-5)
     # A student has no paths that could go far, and a clipped output has no gradient.
     assert np.abs(apply(params, X, T, S, CONDITION)).max() > 1e4
+
+
+def test_networks_of_coordinates_against_numpy(random_params):
+    score = CONDITION | {"score": 30.0 * X}
+    apply, params = make(random_params, score_input=True, coordinate_width=3)
+    own = params["coordinates"]
+    without = params | {"coordinates": jax.tree.map(jnp.zeros_like, own)}
+    part = apply(params, X, T, S, score) - apply(without, X, T, S, score)
+
+    c = Conditioning(16, CLASSES, scalar_inputs("none", False, 4.0)).apply(
+        {"params": params["conditioning"]}, T, S, CONDITION
+    )
+    h = silu(np.asarray(hidden_units(params, c) + c))
+    a, b, bias = np.split(affine(own["weights"], h)[:, None], 3, axis=-1)
+    hidden = np.asarray(X)[..., None] * a + np.arcsinh(30.0 * X)[..., None] * b + bias
+    np.testing.assert_allclose(part, affine(own["output"], silu(hidden))[..., 0], atol=2e-4)
+
+
+def test_networks_of_coordinates_treat_coordinates_alike(random_params):
+    """With a perceptron that gives one set of weights, they commute with permutations."""
+    networks = CoordinateNetworks(5)
+    x, h = X, jnp.ones((BATCH, 16))
+    params = random_params(networks.init(jax.random.key(0), (x,), h))
+    out = networks.apply(params, (x,), h)
+    np.testing.assert_allclose(networks.apply(params, (x[:, ::-1],), h), out[:, ::-1], rtol=1e-5)
+    assert np.abs(out[:, 0] - out[:, 1]).min() > 1e-3
 
 
 def test_every_condition_matters(random_params):

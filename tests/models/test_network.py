@@ -186,6 +186,7 @@ OWN = {
         "depth": (1, "shapes sampling training"),
         "trajectory": (2, "shapes sampling training"),
         "score_input": (True, "shapes sampling training"),
+        "coordinate_width": (4, "shapes sampling training"),
     },
 }
 # Fields of both networks; the last value of a field counts.

@@ -260,7 +260,7 @@ def test_a_density_without_samples_is_trained_but_not_compared():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"data.name": "density:mw52"}, "model.width=8 is below the 50 dimensions"),
+        ({"data.name": "density:mw52"}, "model.width=8 is below the 50 dimensions.*coordinate"),
         ({"data.name": "mixture:ring"}, "model.score_input=True needs a density"),
         ({"path.name": "linear", "path.beta_max": None}, "path.name=vp_ddpm or vp_discrete"),
         ({"data.image_size": 8}, "has points; leave both at 0"),

@@ -145,6 +145,7 @@ NETWORK = {
     "trajectory": whole_range(1),
     "score_input": SWITCH,
     "score_precision": number_range(0.0),
+    "coordinate_width": whole_range(0),
     "loss_weight": SWITCH,
     "time_scale": number_range(0.0, above=True),
     "codec": TEXT,
