@@ -91,6 +91,13 @@ def test_the_exact_flow_map_sends_each_trajectory_to_its_end(name):
     assert numbers["transport"] == pytest.approx(numbers["teacher_transport"], rel=1e-2)
 
 
+@pytest.mark.parametrize("name", ["trigflow", "ve"])
+def test_a_student_is_asked_on_its_own_path(name):
+    """On a trajectory of a teacher of another one."""
+    numbers, _ = measured(*STUDENTS["ct"](), PATHS[name]())
+    assert max(numbers["error"]) < 1e-2
+
+
 def test_a_shortcut_network_is_asked_for_trained_jumps_alone():
     # Between them it knows nothing: the exact answer is spoiled for every other jump.
     def u(x, t, s, condition):

@@ -29,10 +29,10 @@ def test_tempered_smc_finds_normaliser_and_modes():
     assert "accepted" in line and "wasserstein_1" in line
 
 
-def normal(deviation):
+def normal(deviation, scale=1.0):
     """N(0, deviation^2), normalised."""
     log_density = lambda x: log_prior((x / deviation)[None])[0] - math.log(deviation)
-    return Density("normal", 1, log_density, log_z=0.0)
+    return Density("normal", 1, log_density, scale, log_z=0.0)
 
 
 def test_the_share_is_that_of_the_particles_at_each_temperature():
@@ -54,6 +54,12 @@ def test_particles_move_at_the_density_itself_last():
     assert found.gradients == MOVES * LEAPFROG + 1
     assert len(np.unique(found.points)) > 0.9 * 4000
     assert found.points.std() == pytest.approx(0.5, rel=0.06)
+
+
+def test_points_are_in_the_density_s_own_units():
+    found = tempered_smc(normal(1.5, scale=3.0), 4000, seed=0)
+    assert found.points.std() == pytest.approx(1.5, rel=0.06)
+    assert found.log_z == pytest.approx(0.0, abs=0.1)
 
 
 def test_points_are_in_random_order(monkeypatch):
