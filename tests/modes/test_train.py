@@ -175,7 +175,8 @@ ELSEWHERE = {
         "of U-Nets: tests/models/test_network.py",
     ),
     **dict.fromkeys(
-        ("evaluate.rows", "model.score_precision"), "of densities: tests/modes/test_densities.py"
+        ("evaluate.rows", "model.score_precision", "model.coordinate_width"),
+        "of densities: tests/modes/test_densities.py",
     ),
     "teacher_scales": "of students of guidance: tests/training/test_teacher.py",
     "data.posterior": "of latents of other programs: tests/data/test_latent_files.py",
