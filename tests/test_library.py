@@ -118,6 +118,7 @@ def test_what_is_loaded_is_what_was_asked_for(monkeypatch):
     assert request.workdir == Path("run") and request.fields == {"codec.weights": "codec.npz"}
 
 
+@pytest.mark.some_days(3)
 def test_a_run_starts_from_another(folder, tmp_path):
     config = fewstep.load(folder).config.copy_and_resolve_references()
     with config.unlocked():

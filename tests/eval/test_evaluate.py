@@ -242,6 +242,7 @@ def test_samples_below_the_floor_are_warned_of(evaluated, monkeypatch):
     assert any("wasserstein_1" in told and "collapsed" in told for told in result["warnings"])
 
 
+@pytest.mark.some_days(3)
 def test_against_other_images_nothing_is_said_of_labels_and_copies(evaluated, monkeypatch):
     fields = {"evaluate.agreement": True, "evaluate.features": "pixels"}
     own = evaluated(dataset(), **fields)[0][0]["metrics"]

@@ -45,6 +45,7 @@ def run(blocks):
     return names
 
 
+@pytest.mark.some_days(3)
 def test_the_notebook_runs(notebook):
     names, folder = notebook
     assert (names["run"].step, {*names["samples"]}) == (20, {1, 4})

@@ -107,6 +107,7 @@ def test_smc_that_does_not_end_names_the_field(monkeypatch):
         tempered_smc(find_density("dw2"), 100, seed=0)
 
 
+@pytest.mark.some_days(3)
 def test_smc_of_a_budget_takes_as_many_temperatures_as_fit(monkeypatch):
     density, of_temperature = find_density("dw2"), MOVES * LEAPFROG + 1
     budget = 3 * of_temperature + 1

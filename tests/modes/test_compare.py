@@ -50,6 +50,7 @@ def comparison(tmp_path_factory):
     return root, run("--mode=compare", "--methods=cd", "--seeds=0,1", f"--workdir={root}", *SMALL)
 
 
+@pytest.mark.some_days(2)
 def test_teachers_are_trained_first_and_everything_is_in_the_table(comparison):
     root, printed = comparison
     order = re.findall(r"\[\d/4\] (\w+), seed (\d)", printed.stdout)
@@ -82,6 +83,7 @@ def test_teachers_are_trained_first_and_everything_is_in_the_table(comparison):
     assert f"{mean:.3f}" in page and page.count("added as a teacher") == 1
 
 
+@pytest.mark.some_days(2)
 def test_finished_runs_stay_and_missing_ones_are_made(comparison):
     root, _ = comparison
     seeds = {path: path.stat().st_mtime_ns for path in root.glob("*/*/checkpoints/*")}

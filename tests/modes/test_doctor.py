@@ -199,6 +199,7 @@ def test_no_images_are_put_on_the_devices_for_the_first_batch(tmp_path, monkeypa
     assert job.config.data.on_device
 
 
+@pytest.mark.some_days(3)
 def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(
     teacher, tmp_path, monkeypatch, capsys
 ):

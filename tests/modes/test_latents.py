@@ -99,6 +99,7 @@ def run(tmp_path_factory, config_of):
     return folder
 
 
+@pytest.mark.some_days(3)
 def test_the_record_has_the_codec_and_the_identity_of_the_latents(run):
     recorded = workdir.recorded_identity(run)
     codec = recorded.config["codec"]

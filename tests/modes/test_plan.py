@@ -29,6 +29,7 @@ from tests.training.test_sharding import mesh_of
 CONFIG = "--config=configs/imagenet256.py:cd"
 
 
+@pytest.mark.some_days(3)
 def test_a_mesh_that_is_not_here_is_planned_without_its_teacher():
     printed = run(
         "--mode=plan",

@@ -45,6 +45,7 @@ def run(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.some_days(3)
 def test_samples_are_measured_as_the_floats_that_they_are(run):
     logged = {name: value for row in read_rows(run / LOG) for name, value in row.items()}
     real = np.concatenate(

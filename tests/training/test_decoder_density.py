@@ -38,6 +38,7 @@ def run(tmp_path_factory):
     return folder, config, moved.networks["network"]
 
 
+@pytest.mark.some_days(3)
 def test_the_posterior_is_prior_times_likelihood_of_a_held_out_image(run):
     folder, config, params = run
     density = find_density(str(folder))

@@ -57,6 +57,7 @@ def test_copies_alone_have_no_distance(draw):
     np.testing.assert_array_equal(nearest, np.arange(200))
 
 
+@pytest.mark.some_days(3)
 def test_new_draws_of_the_distribution_are_closer_with_the_probability_of_the_quantile():
     rng = np.random.default_rng(1)
     shares = [

@@ -52,6 +52,7 @@ def compiled(*mesh, **fields):
 
 
 @pytest.mark.parametrize("case", [(8, 1), (1, 8), (8, 1, True)], ids=["data", "fsdp", "remat"])
+@pytest.mark.some_days(3)
 def test_the_estimate_before_compilation_is_near_what_xla_plans(case):
     found = traced_memory(*traced(*case), Hardware(mesh_of(*case[:2]), "cpu", False, None))
     needs = memory_plan(compiled(*case)[0])
