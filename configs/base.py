@@ -198,6 +198,8 @@ def model() -> ConfigDict:
             # mlp; units of a small network for each coordinate, for densities of many dimensions; 0
             # for none
             "coordinate_width": placeholder(int),
+            # mlp; f(-x) = -f(x), for densities with rho(-x) = rho(x), at twice the cost
+            "odd": placeholder(bool),
             # mlp, song_unet, adm_unet
             "width": placeholder(int),  # units of a block, or channels of the first convolution
             "depth": placeholder(int),  # blocks; of a U-Net, in each level

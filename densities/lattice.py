@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fewstep.densities.density import Density
+from fewstep.densities.density import Density, Modes
 
 KAPPA, LAMBDA = 0.3, 0.022  # Chen et al. 2025 (SCLD)
 
@@ -20,6 +20,7 @@ def phi4(name: str, side: int = 8, kappa: float = KAPPA, coupling: float = LAMBD
     and kappa < 1/4 the field is Gaussian, with log Z = D/2 log 2 pi - 1/2 sum_k log c_k, c_k = 2 -
     4 kappa (cos k_1 + cos k_2), and modes of variance 1 / c_k.
 
+    The modes are the phases, by the sign of the mean field, which are equal by symmetry.
     Raises ValueError unless rho can be normalised.
     """
     if side < 2 or coupling < 0.0 or (coupling == 0.0 and abs(kappa) >= 0.25):
@@ -44,6 +45,7 @@ def phi4(name: str, side: int = 8, kappa: float = KAPPA, coupling: float = LAMBD
     volume = side**2 * math.log(2.0 * math.pi)
     log_z = 0.5 * float(volume - np.log(curvature).sum()) if gaussian else None
     shift = lambda x: np.roll(x.reshape(-1, side, side), 1, axis=1).reshape(len(x), -1)
+    phases = Modes(lambda x: (x.mean(axis=1) > 0.0).astype(int), np.full(2, 0.5))
     return Density(
         name,
         side**2,
@@ -51,5 +53,6 @@ def phi4(name: str, side: int = 8, kappa: float = KAPPA, coupling: float = LAMBD
         scale=1.0 if gaussian else 2.0,
         sample=sample if gaussian else None,
         log_z=log_z,
+        modes=None if gaussian else phases,
         symmetries=(lambda x: -x, shift),
     )

@@ -5,7 +5,6 @@ ID.json has the result, ID.npz the first samples, and ID.png a picture of them. 
 compares all numbers of steps.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from fewstep.eval.new_result import (
     training_data_digest,
 )
 from fewstep.eval.pictures import originals, save_comparison, save_evaluation
-from fewstep.eval.points import collapse_warnings
+from fewstep.eval.points import collapse_warnings, modes_of_batches
 from fewstep.eval.reference import measured_against
 from fewstep.eval.report.evaluation import FOLDER
 from fewstep.eval.report.results import Result
@@ -204,8 +203,8 @@ def steps_evaluator(
         protocol = evaluation_protocol(experiment, config, step, steps, measures, data, len(labels))
         result = new_result(config, protocol, measures, run.id if run else "")
         if measures is None:
-            deque(batches, maxlen=0)
             result["skipped"] = reason_to_skip(dataset, config)
+            add_numbers(result, modes_of_batches(batches, experiment.model.density))
         else:
             add_numbers(result, measure(batches, labels, measures))
             result["warnings"] += collapse_warnings(result["metrics"], result["real"])

@@ -1,5 +1,8 @@
 """What is known of points in place of features: themselves, and the modes of their density."""
 
+from collections import deque
+from collections.abc import Iterable
+
 import numpy as np
 
 from fewstep.data import Dataset
@@ -22,11 +25,28 @@ def density_measured(dataset: Dataset | None) -> Density | None:
 
 def point_inputs(points: np.ndarray, real: np.ndarray, density: Density | None) -> dict:
     """The inputs of metrics that compare points [N, D] with exact ones [M, D]."""
-    found = {"points": points[:POINTS], "real_points": real[:POINTS]}
+    known = mode_inputs(points[:POINTS], density)
+    return {"points": points[:POINTS], "real_points": real[:POINTS], **known}
+
+
+def mode_inputs(points: np.ndarray, density: Density | None) -> dict:
+    """The inputs of metrics that count modes, of points [N, D]; {} if the modes are unknown."""
     if density is None or density.modes is None:
-        return found
-    modes = density.modes
-    return found | {"modes": modes.assign(points[:POINTS]), "mode_weights": modes.weight}
+        return {}
+    return {"modes": density.modes.assign(points), "mode_weights": density.modes.weight}
+
+
+def mode_metrics(points: np.ndarray, density: Density | None) -> dict:
+    """The metrics of points that need no exact ones, by name: of the modes, if they are known."""
+    return compute_metrics(METRICS, Inputs(**mode_inputs(points, density)))
+
+
+def modes_of_batches(batches: Iterable[np.ndarray], density: Density | None) -> dict:
+    """`mode_metrics` of samples in batches, which are all made; kept if their modes are known."""
+    if density is None or density.modes is None:
+        deque(batches, maxlen=0)
+        return {}
+    return mode_metrics(np.concatenate(list(batches)), density)
 
 
 def point_metrics(points: np.ndarray, real: np.ndarray, density: Density | None) -> dict:

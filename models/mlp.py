@@ -54,6 +54,7 @@ def mlp(
     score_input: bool = False,
     score_precision: float = 0.0,
     coordinate_width: int = 0,
+    odd: bool = False,
 ) -> Network:
     """A residual perceptron on points [B, *shape].
 
@@ -67,6 +68,8 @@ def mlp(
         fades as noise is added (`Model.with_score`); 0 fades linearly in time.
     coordinate_width: units of a small network for each coordinate, whose weights come from the
         blocks (`CoordinateNetworks`); 0 for none.
+    odd: whether the output is odd in the point, f(-x) = -f(x), at twice the cost: for densities
+        with rho(-x) = rho(x), of which a sampler then misses no half.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -81,7 +84,7 @@ def mlp(
     scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     weight = LossWeight(time_scale) if loss_weight else None
     module = Perceptron(
-        width, depth, num_classes, scalars, dtype, trajectory, score_input, coordinate_width
+        width, depth, num_classes, scalars, dtype, trajectory, score_input, coordinate_width, odd
     )
     hidden = tuple(f"block_{index}" for index in range(depth))
     built = linen_network(module, tuple(shape), weight=weight, hidden=hidden)
@@ -126,34 +129,52 @@ class Perceptron(nn.Module):
     trajectory: int
     score_input: bool
     coordinate_width: int
+    odd: bool
 
     @nn.compact
     def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
         c = Conditioning(self.width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )
-        points = x.reshape(x.shape[0], -1)
-        h = dense(self.width, "input")(points.astype(jnp.float32))
+        points, score = x.reshape(x.shape[0], -1).astype(jnp.float32), None
+        if self.score_input and "score" in condition:
+            score = condition["score"].reshape(points.shape)
+        if self.odd:  # both signs in one batch
+            points, score = (a if a is None else jnp.concatenate([a, -a]) for a in (points, score))
+            c = c if len(c) == 1 else jnp.concatenate([c, c])
+        output, hidden = self.predict(points, score, c)
+        self.sow(SOWN, HIDDEN, {name: h[: len(x)] for name, h in hidden.items()})
+        if self.odd:
+            plus, minus = jnp.split(output, 2)
+            output = 0.5 * (plus - minus)
+        return output.reshape(x.shape)
+
+    def predict(
+        self, points: Array, score: Array | None, c: Array
+    ) -> tuple[Array, dict[str, Array]]:
+        """(output [B, D], hidden features) at points [B, D] beside their score or None.
+
+        c: [B, W] or [1, W].
+        """
+        h = dense(self.width, "input")(points)
         hidden = {}
         for index in range(self.depth):
             h = PointBlock(self.dtype, name=f"block_{index}")(h, c)
             if self.trajectory > 1:
                 h = TemporalFourier(self.trajectory, name=f"temporal_{index}")(h)
             hidden[f"block_{index}"] = h
-        self.sow(SOWN, HIDDEN, hidden)
         output = dense(points.shape[-1], "output", zero=True)(nn.silu(h))
-        entries = [points]
-        if self.score_input:
-            score = condition.get("score", jnp.zeros_like(x)).reshape(points.shape)
-            entries.append(jnp.arcsinh(score))
         if self.coordinate_width:
+            entries = [points]
+            if self.score_input:
+                entries.append(jnp.zeros_like(points) if score is None else jnp.arcsinh(score))
             coordinates = CoordinateNetworks(self.coordinate_width, name="coordinates")
             output += coordinates(entries, nn.silu(h + c))
-        if self.score_input and "score" in condition:
+        if score is not None:
             output = jnp.clip(output, -OUTPUT_CLIP, OUTPUT_CLIP)
             gate = 1.0 + dense(points.shape[-1], "score_gate", zero=True)(nn.silu(c))
             output += gate * score
-        return output.reshape(x.shape)
+        return output, hidden
 
 
 class PointBlock(nn.Module):

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from functools import cache, partial
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fewstep.densities.density import Density
@@ -16,7 +18,9 @@ DENSITY = "density_sha256"
 
 
 def check_density_network(config: ConfigDict, network: Network, density: Density | None) -> None:
-    """Raises ValueError for a network that reads no density, or is too narrow for its points.
+    """Raises ValueError for a network that does not suit a density.
+
+    It reads one that is not there, is odd where the density is not even, or is too narrow.
 
     A perceptron narrower than a point, without networks of coordinates, cannot represent the
     identity, so the samples of a student would lose variance.
@@ -26,6 +30,11 @@ def check_density_network(config: ConfigDict, network: Network, density: Density
             "model.score_input=True needs a density, data.name=density:NAME, not "
             f"data.name={config.data.name}"
         )
+    if density and config.model.get("odd") and not is_even(density):
+        raise ValueError(
+            "model.odd=True needs a density with rho(-x) = rho(x), and that of "
+            f"{config.data.name} is another; leave it out"
+        )
     width = config.model.get("width")
     own = config.model.get("coordinate_width")
     if density and not config.debug and width and not own and width < density.dim:
@@ -34,6 +43,13 @@ def check_density_network(config: ConfigDict, network: Network, density: Density
             "samples would collapse; use model.coordinate_width=8, a small network for each "
             f"coordinate, or model.width={density.dim} or more"
         )
+
+
+def is_even(density: Density) -> bool:
+    """Whether rho(-x) = rho(x) at a few draws of the prior, to rounding."""
+    x = density.scale * jax.random.normal(jax.random.key(0), (8, density.dim))
+    values, mirrored = density.log_densities(x), density.log_densities(-x)
+    return bool(jnp.allclose(values, mirrored, rtol=1e-3, atol=1e-2))
 
 
 def sampler_reader(config: ConfigDict, density: Density | None) -> Callable[[], UserSampler]:

@@ -186,7 +186,7 @@ def test_a_teacher_of_the_same_file_has_its_student_s_path_and_model(file, stude
     for part in ("path", "prediction"):
         assert one[part].to_dict() == other[part].to_dict()
     own = {"loss_weight": False, "guidance_input": False, "dropout": 0.0, "attention": "xla"}
-    own |= {"score_input": False, "score_precision": 0.0, "coordinate_width": 0}
+    own |= {"score_input": False, "score_precision": 0.0, "coordinate_width": 0, "odd": False}
     assert one.model.to_dict() | own == other.model.to_dict() | own
 
 

@@ -93,6 +93,20 @@ def test_networks_of_coordinates_treat_coordinates_alike(random_params):
     assert np.abs(out[:, 0] - out[:, 1]).min() > 1e-3
 
 
+def test_an_odd_network_is_odd_in_the_point_and_its_score(random_params):
+    apply, params = make(random_params, score_input=True, coordinate_width=3, odd=True)
+    out = apply(params, X, T, S, CONDITION | {"score": 3.0 * X + 1.0})
+    mirrored = apply(params, -X, T, S, CONDITION | {"score": -3.0 * X - 1.0})
+    np.testing.assert_allclose(mirrored, -out, atol=1e-5)
+    plain, _ = make(random_params, score_input=True, coordinate_width=3)
+    both = [
+        plain(params, sign * X, T, S, CONDITION | {"score": sign * (3.0 * X + 1.0)})
+        for sign in (1.0, -1.0)
+    ]
+    np.testing.assert_allclose(out, 0.5 * (both[0] - both[1]), atol=1e-4)
+    assert np.abs(both[0] + both[1]).max() > 1e-2
+
+
 def test_every_condition_matters(random_params):
     apply, params = make(random_params, second_time="step_size", guidance_input=True)
     out = apply(params, X, T, S, CONDITION)

@@ -187,6 +187,7 @@ OWN = {
         "trajectory": (2, "shapes sampling training"),
         "score_input": (True, "shapes sampling training"),
         "coordinate_width": (4, "shapes sampling training"),
+        "odd": (True, "sampling training"),
     },
 }
 # Fields of both networks; the last value of a field counts.

@@ -261,6 +261,10 @@ def test_a_density_without_samples_is_trained_but_not_compared():
     ("fields", "message"),
     [
         ({"data.name": "density:mw52"}, "model.width=8 is below the 50 dimensions.*coordinate"),
+        (
+            {"data.name": "density:gmm40", "model.odd": True},
+            "model.odd=True needs a density with rho.*density:gmm40 is another",
+        ),
         ({"data.name": "mixture:ring"}, "model.score_input=True needs a density"),
         ({"path.name": "linear", "path.beta_max": None}, "path.name=vp_ddpm or vp_discrete"),
         ({"data.image_size": 8}, "has points; leave both at 0"),

@@ -175,7 +175,7 @@ ELSEWHERE = {
         "of U-Nets: tests/models/test_network.py",
     ),
     **dict.fromkeys(
-        ("evaluate.rows", "model.score_precision", "model.coordinate_width"),
+        ("evaluate.rows", "model.score_precision", "model.coordinate_width", "model.odd"),
         "of densities: tests/modes/test_densities.py",
     ),
     "teacher_scales": "of students of guidance: tests/training/test_teacher.py",

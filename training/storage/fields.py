@@ -146,6 +146,7 @@ NETWORK = {
     "score_input": SWITCH,
     "score_precision": number_range(0.0),
     "coordinate_width": whole_range(0),
+    "odd": SWITCH,
     "loss_weight": SWITCH,
     "time_scale": number_range(0.0, above=True),
     "codec": TEXT,
