@@ -4,6 +4,8 @@ import hashlib
 import shutil
 from importlib import import_module
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from fewstep.configs import density
 from fewstep.densities import user_code
 from fewstep.eval import smc
 from fewstep.eval.checks import check_evaluation, reason_to_skip
+from fewstep.eval.evaluate import evaluator
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
 from fewstep.modes.request import Request, permit_code
@@ -255,6 +258,17 @@ def test_a_density_without_samples_is_trained_but_not_compared():
         resolve_and_load(
             small_config("flow_matching", **{"data.name": "density:phi4", "debug": True})
         )
+
+
+def test_modes_are_counted_without_exact_samples(tmp_path):
+    """Of a network that is zero, which samples draws of the prior."""
+    fields = {"data.name": "density:phi4-4-0.3-0.02", "model.odd": True}
+    config, _ = resolve_and_load(small_config(**fields, **{"model.coordinate_width": 2}))
+    experiment = build(config)
+    params = jax.tree.map(jnp.zeros_like, experiment.model.network.init(jax.random.key(0)))
+    (result,) = evaluator(experiment, None, config, make_mesh(), tmp_path)(params, 0)
+    assert result["metrics"]["mode_distance"] < 0.3 and result["metrics"]["mode_entropy"] > 0.7
+    assert "wasserstein_1" not in result["metrics"] and "elbo" in result["metrics"]
 
 
 @pytest.mark.parametrize(
