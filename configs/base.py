@@ -195,8 +195,7 @@ def model() -> ConfigDict:
             # mlp; how soon that gradient fades with noise: 1 / variance of a mode, in units of the
             # density's scale; 0 fades linearly in time
             "score_precision": placeholder(float),
-            # mlp; units of a small network for each coordinate, for densities of many dimensions; 0
-            # for none
+            # mlp; units of a small network for each coordinate, for many dimensions; 0 for none
             "coordinate_width": placeholder(int),
             # mlp; f(-x) = -f(x), for densities with rho(-x) = rho(x), at twice the cost
             "odd": placeholder(bool),
