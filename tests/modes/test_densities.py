@@ -260,6 +260,12 @@ def test_a_density_without_samples_is_trained_but_not_compared():
         )
 
 
+@pytest.mark.parametrize(("method", "precision"), [("dis", 100.0), ("dds", 100.0), ("scds", 0.0)])
+def test_the_share_of_the_score_with_which_each_method_was_measured(method, precision):
+    """With the other one `dis` throws paths away, and `scds` diverges on rings."""
+    assert density.get_config(method).model.score_precision == precision
+
+
 def test_modes_are_counted_without_exact_samples(tmp_path):
     """Of a network that is zero, which samples draws of the prior."""
     fields = {"data.name": "density:phi4-4-0.3-0.02", "model.odd": True}
