@@ -107,6 +107,19 @@ def test_an_odd_network_is_odd_in_the_point_and_its_score(random_params):
     assert np.abs(both[0] + both[1]).max() > 1e-2
 
 
+def test_an_odd_network_has_hidden_features_of_the_points_alone(random_params):
+    """And rows that share their time may have it once."""
+    network = mlp(**FIELDS | {"num_classes": 0}, odd=True)
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    at = lambda t: network.features(params, X, t, t, {}, ["block_1"])
+    (out, hidden), (once, _) = at(jnp.full(BATCH, 0.4)), at(jnp.full(1, 0.4))
+    np.testing.assert_allclose(once, out, atol=1e-5)
+    plain = mlp(**FIELDS | {"num_classes": 0})
+    t = jnp.full(BATCH, 0.4)
+    _, expected = plain.features(params, X, t, t, {}, ["block_1"])
+    np.testing.assert_allclose(hidden["block_1"], expected["block_1"], atol=1e-5)
+
+
 def test_every_condition_matters(random_params):
     apply, params = make(random_params, second_time="step_size", guidance_input=True)
     out = apply(params, X, T, S, CONDITION)
