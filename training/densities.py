@@ -20,7 +20,7 @@ DENSITY = "density_sha256"
 def check_density_network(config: ConfigDict, network: Network, density: Density | None) -> None:
     """Raises ValueError for a network that does not suit a density.
 
-    It reads one that is not there, is odd where the density is not even, or is too narrow.
+    It reads one that is not there, is odd without a density that is even, or is too narrow.
 
     A perceptron narrower than a point, without networks of coordinates, cannot represent the
     identity, so the samples of a student would lose variance.
@@ -30,10 +30,10 @@ def check_density_network(config: ConfigDict, network: Network, density: Density
             "model.score_input=True needs a density, data.name=density:NAME, not "
             f"data.name={config.data.name}"
         )
-    if density and config.model.get("odd") and not is_even(density):
+    if config.model.get("odd") and not (density and is_even(density)):
         raise ValueError(
-            "model.odd=True needs a density with rho(-x) = rho(x), and that of "
-            f"{config.data.name} is another; leave it out"
+            f"model.odd=True needs a density with rho(-x) = rho(x), and {config.data.name} is "
+            "none; leave it out"
         )
     width = config.model.get("width")
     own = config.model.get("coordinate_width")

@@ -283,7 +283,11 @@ def test_modes_are_counted_without_exact_samples(tmp_path):
         ({"data.name": "density:mw52"}, "model.width=8 is below the 50 dimensions.*coordinate"),
         (
             {"data.name": "density:gmm40", "model.odd": True},
-            "model.odd=True needs a density with rho.*density:gmm40 is another",
+            "model.odd=True needs a density with rho.*density:gmm40 is none",
+        ),
+        (
+            {"data.name": "mixture:ring", "model.odd": True, "model.score_input": False},
+            "model.odd=True needs a density.*mixture:ring is none",
         ),
         ({"data.name": "mixture:ring"}, "model.score_input=True needs a density"),
         ({"path.name": "linear", "path.beta_max": None}, "path.name=vp_ddpm or vp_discrete"),
