@@ -52,10 +52,9 @@ def get_config(method: str = "dis") -> ConfigDict:
         config.ema.decays = (0.999,)
     if method == "scds":
         config.steps = 4000
-        config.optimizer.learning_rate = 5e-3
         config.objective.max_steps = JUMPS
-        # The loss of paths is the larger one, and gradients are clipped.
-        config.objective.bootstrap_weight = 10.0
+        # A larger weight disturbs the paths, from whose points the second loss learns.
+        config.objective.bootstrap_weight = 3.0
         config.evaluate.steps = (1, 2, 4, JUMPS)
     if method in SAMPLERS:
         config.steps = 4000

@@ -177,8 +177,6 @@ def scds(config: ConfigDict) -> None:
     """Self-distilled consistent samplers of a density (Jutras-Dube et al. 2025)."""
     config.objective = objectives.scds()
     with_score(config)
-    # With the share of samplers it diverges on rings, and is farther off on gmm9.
-    config.model.score_precision = 0.0
     config.evaluate.steps = (*FEW_STEPS, config.objective.max_steps)
 
 

@@ -260,10 +260,12 @@ def test_a_density_without_samples_is_trained_but_not_compared():
         )
 
 
-@pytest.mark.parametrize(("method", "precision"), [("dis", 100.0), ("dds", 100.0), ("scds", 0.0)])
-def test_the_share_of_the_score_with_which_each_method_was_measured(method, precision):
-    """With the other one `dis` throws paths away, and `scds` diverges on rings."""
-    assert density.get_config(method).model.score_precision == precision
+@pytest.mark.parametrize(("method", "rate"), [("dis", 5e-3), ("dds", 5e-3), ("scds", 2e-3)])
+def test_the_share_and_the_rate_with_which_each_method_was_measured(method, rate):
+    """With a share of 0 both throw paths away; `scds` diverges at the rate of the others."""
+    config = density.get_config(method)
+    assert config.model.score_precision == 100.0
+    assert config.optimizer.learning_rate == rate
 
 
 def test_modes_are_counted_without_exact_samples(tmp_path):
