@@ -262,7 +262,7 @@ def test_a_density_without_samples_is_trained_but_not_compared():
 
 @pytest.mark.parametrize(("method", "rate"), [("dis", 5e-3), ("dds", 5e-3), ("scds", 2e-3)])
 def test_the_share_and_the_rate_with_which_each_method_was_measured(method, rate):
-    """With a share of 0 both throw paths away; `scds` diverges at the rate of the others."""
+    """With a share of 0 they throw paths away; `scds` diverges at the rate of the others."""
     config = density.get_config(method)
     assert config.model.score_precision == 100.0
     assert config.optimizer.learning_rate == rate
