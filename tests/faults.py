@@ -2,10 +2,12 @@
 
 import os
 import resource
+import signal
 import threading
 import time
 
 from fewstep.training.cluster import clusters, watch, watchdog
+from fewstep.training.cluster.preemption import Preemption
 from tests import cli
 
 
@@ -47,6 +49,23 @@ def other_code():
 def short_limits(hung=3.0):
     """A process is taken for lost sooner; in all processes, since their beats follow it."""
     watch.BEAT, watch.HUNG = hung / 6.0, hung
+
+
+def asked_to_stop(question):
+    """SIGTERM comes to this process before it asks for the nth time whether to stop.
+
+    It then waits until the others must have heard of it; their next step waits for this process.
+    """
+    requested, asked = Preemption.requested, []
+
+    def ask(self):
+        asked.append(None)
+        if len(asked) == question:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2.0)
+        return requested(self)
+
+    Preemption.requested = ask
 
 
 def hanging_save(save):

@@ -233,21 +233,19 @@ def test_a_process_that_does_not_come_is_named():
 
 @pytest.mark.some_days(2)
 @pytest.mark.parametrize(
-    ("dispatch", "difference"),
-    [(1, 0.0), (2, 1e-6)],  # two steps in one program round differently
+    ("dispatch", "question", "difference"),
+    [(1, 4, 0.0), (2, 3, 1e-6)],  # two steps in one program round differently
 )
 def test_one_process_asked_to_stop_stops_all_after_the_same_step(
-    shared_run, tmp_path, dispatch, difference
+    shared_run, tmp_path, dispatch, question, difference
 ):
     workdir, (uninterrupted, _) = tmp_path / "run", shared_run
     together = f"--config.steps_per_dispatch={dispatch}"
-    commands = start_together(2, *TRAIN, f"--workdir={workdir}", together)
-    # As soon as the first save begins: the steps that are left take milliseconds.
-    wait_for(lambda: any((workdir / "checkpoints").glob("3*")))
-    commands[1].process.terminate()
+    stop = {1: partial(faults.asked_to_stop, question)}
+    commands = start_together(2, *TRAIN, f"--workdir={workdir}", together, before=stop)
     first, second = end_together(commands, expect=[exits.PREEMPTED] * 2)
     step = max(saved_steps(workdir))
-    assert 3 <= step < 12 and f"preempted, resumable: stopped after step {step}" in first.stderr
+    assert 4 <= step < 12 and f"preempted, resumable: stopped after step {step}" in first.stderr
     assert "preempted" not in second.stderr
     run_together(2, *TRAIN, f"--workdir={workdir}", together)
     (_, state), (_, other) = read_newest_state(workdir), read_newest_state(uninterrupted)

@@ -84,6 +84,17 @@ def preservation_policy(retention: Retention) -> policies.PreservationPolicy:
     return policies.AnyPreservationPolicy(rules)
 
 
+class Checkpoints(ocp.CheckpointManager):
+    """Orbax's checkpoints, whose saves do not ask JAX whether to stop.
+
+    JAX stops all processes after the question that the last one has asked, and Orbax asks with
+    other numbers than the training loop (`Preemption.requested`): some processes would go on alone.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 @contextmanager
 def open_checkpoints(
     workdir: Path,
@@ -105,7 +116,7 @@ def open_checkpoints(
             barrier_sync_fn=make_barrier(folder) if processes.has_peers() else None,
         ),
     )
-    checkpoints = ocp.CheckpointManager(folder, options=options)
+    checkpoints = Checkpoints(folder, options=options)
     try:
         yield checkpoints
         with watched():
