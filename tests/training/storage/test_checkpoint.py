@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
 from fewstep.training.cluster import processes
@@ -48,6 +49,16 @@ def saved(tmp_path_factory):
         checkpoint.save_state(checkpoints, state, CONFIG_RECORD)
     host = jax.device_get(state)
     return workdir, host, *run_steps(state, mesh, 2, 2)
+
+
+def test_a_save_leaves_it_to_the_loop_to_ask_whether_to_stop(saved, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        multihost_utils, "reached_preemption_sync_point", lambda step: asked.append(step)
+    )
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save_state(checkpoints, saved[2], CONFIG_RECORD)
+    assert restore.has_checkpoint(tmp_path) and not asked
 
 
 def restore_newest(workdir, mesh):
