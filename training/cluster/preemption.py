@@ -123,6 +123,7 @@ class Preemption:
 
         JAX stops them at the number after the largest that one has asked with, so questions are
         numbered without gaps; training steps, of which a dispatch makes several, are not.
+        Nobody else may ask: Orbax would, with training steps (storage/checkpoint.py).
         """
         if self.carried:
             return multihost_utils.reached_preemption_sync_point(next(_questions))
